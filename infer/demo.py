@@ -1,0 +1,197 @@
+"""The main job, `make demo`: draws, captions, dreams pairs, inpaints, judges everything exactly, and writes one page."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmdlm.program import load, options, positive, run
+
+if TYPE_CHECKING:
+    from mmdlm import Pipeline
+    from mmdlm.evaluate import Question
+    from mmdlm.report import Page
+
+ORDERS = {
+    "simultaneous": ((0.0, 1.0), (0.0, 1.0)),
+    "text, then image": ((0.0, 0.5), (0.5, 1.0)),
+    "image, then text": ((0.5, 1.0), (0.0, 0.5)),
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = options(__doc__ or "")
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for page, PNGs and GIFs")
+    parser.add_argument(
+        "--kinds", default="one", help="of one, two, three, groups; with commas (default: one)"
+    )
+    parser.add_argument(
+        "--num", type=positive, default=100, help="scenes scored, of each kind (default: 100)"
+    )
+    given = parser.parse_args(arguments)
+    began = time.perf_counter()
+    pipe = load(given)
+    from mmdlm.evaluate import Exam, take
+    from mmdlm.report import Page
+
+    given.out.mkdir(parents=True, exist_ok=True)
+    exam = Exam(kinds=tuple(given.kinds.split(",")), num=given.num, seed=given.seed)
+    questions = exam.questions()
+    page = Page("mmdlm: one masked-diffusion model, four walks")
+    page.paragraph(
+        f"Model {given.model} ({pipe.fingerprint}), seed {given.seed}: the first samples, nothing chosen. Prompts and pictures are "
+        "held-out combinations; green and red are the verdicts of a reader that recovers the exact scene from pixels."
+    )
+    walks(pipe, questions[0], given.seed, given.out, page)
+    show(pipe, questions[:: max(1, len(questions) // 16)][:16], given.seed, given.out, page)
+    scores = take(pipe, exam)
+    (given.out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    tabulate(scores, page)
+    compare(pipe, exam.kinds, given.num, given.seed, page)
+    line = ragged(pipe, questions, given.seed)
+    page.heading("A sample does not depend on its batch")
+    page.line(line)
+    page.paragraph(f"Made in {time.perf_counter() - began:.0f} s by infer/demo.py.")
+    page.save(given.out / "index.html")
+    print(line)
+    for path in sorted(given.out.glob("*.*")):
+        print(path)
+
+
+def walks(pipe: Pipeline, question: Question, seed: int, out: Path, page: Page) -> None:
+    """Four animated walks of the same weights through the square of noise levels."""
+    from mmdlm.evaluate import object_mask
+    from mmdlm.report import save_gif, walk
+
+    mask = object_mask(question.scene)
+    frames = {
+        "text-to-image": walk(
+            list(pipe.stream_text_to_image(question.caption, seed=seed)),
+            title="text-to-image",
+            text=question.caption,
+        ),
+        "caption": walk(
+            list(pipe.stream_caption(question.picture, seed=seed)), title="caption", image=question.picture
+        ),
+        "joint": walk(list(pipe.stream_joint(seed=seed)), title="joint"),
+        "inpaint": walk(
+            list(pipe.stream_inpaint(question.picture, mask, question.caption, seed=seed)),
+            title="inpaint",
+            text=question.caption,
+        ),
+    }
+    page.heading("Four walks through the square of noise levels")
+    for name, pictures in frames.items():
+        path = out / f"walk-{name}.gif"
+        save_gif(pictures, path)
+        page.figure(path)
+
+
+def show(pipe: Pipeline, questions: Sequence[Question], seed: int, out: Path, page: Page) -> None:
+    """The first sixteen of each task, stamped right or wrong."""
+    from mmdlm.data import agree, read_caption
+    from mmdlm.evaluate import read_pictures
+    from mmdlm.output import save_png
+    from mmdlm.report import stamp
+
+    captions, pictures = [q.caption for q in questions], [q.picture for q in questions]
+    drawn = pipe.text_to_image(captions, seed=seed)
+    dreamt = pipe.joint(num_samples=len(questions), seed=seed)
+    told = pipe.caption(pictures, seed=seed)
+    asked = pipe.answer(pictures, [q.question for q in questions], seed=seed)
+    sections = (
+        ("Pictures from prompts", drawn.images, captions, drawn.images, captions),
+        ("Captions of pictures", pictures, told.texts, None, told.texts),
+        ("Pairs, text and image denoised together", dreamt.images, dreamt.texts, dreamt.images, dreamt.texts),
+    )
+    for title, images, words, judged, said in sections:
+        seen = [q.scene for q in questions] if judged is None else read_pictures(judged)
+        page.heading(title)
+        for image, text, claim, scene in zip(images, words, said, seen, strict=True):
+            right = agree(read_caption(claim), scene)
+            page.figure(stamp(image, right), text, right=right)
+    page.heading("Answers to questions")
+    for q, text in zip(questions, asked.texts, strict=True):
+        page.figure(stamp(q.picture, text == q.answer), f"{q.question} {text}", right=text == q.answer)
+    for name, output in (("text_to_image", drawn), ("joint", dreamt)):
+        for number, (image, record) in enumerate(zip(output.images, output.records, strict=True)):
+            save_png(image, out / f"{name}-{number:02d}.png", record)
+
+
+def tabulate(scores: dict, page: Page) -> None:
+    """The exam as a table."""
+    page.heading(
+        f"Exam: {scores['exam']['num']} held-out scenes of each kind ({', '.join(scores['exam']['kinds'])})"
+    )
+    rows = []
+    for task in ("text_to_image", "caption", "answer", "inpaint", "joint"):
+        score = scores[task]
+        share = score["agree" if task == "joint" else "exact"]
+        rows.append((task, f"{share:.3f}", "[{:.3f}, {:.3f}]".format(*score["interval"]), str(score["num"])))
+    page.table(("task", "exactly right", "95 % interval", "of"), rows)
+    law = ", ".join(f"{name} {value:.3f}" for name, value in scores["joint"]["law"].items())
+    page.paragraph(
+        f"Joint pairs: {scores['joint']['distinct']} distinct captions; total variation from the data's law: {law}."
+    )
+
+
+def compare(pipe: Pipeline, kinds: tuple[str, ...], num: int, seed: int, page: Page) -> None:
+    """Pairs at equal numbers of forwards: both at once, or one after the other."""
+    from dataclasses import replace
+
+    from mmdlm.evaluate import judge_pairs
+    from mmdlm.sampling import Confidence, Path as Walk
+
+    policy = pipe.settings["joint"].policy
+    if not isinstance(policy, Confidence):
+        raise ValueError(
+            f"the comparison of orders wants a model whose joint policy is Confidence, got {policy}"
+        )
+    page.heading("Together, or one after the other? Equal numbers of forwards")
+    rows = []
+    for name, (text, image) in ORDERS.items():
+        output = pipe.joint(
+            num_samples=num, seed=seed, policy=replace(policy, path=Walk(text=text, image=image))
+        )
+        score = judge_pairs(output, kinds)
+        interval = "[{:.3f}, {:.3f}]".format(*score["interval"])
+        rows.append((name, f"{score['agree']:.3f}", interval, str(score["distinct"]), str(output.forwards)))
+    page.table(("order", "picture and caption agree", "95 % interval", "distinct captions", "forwards"), rows)
+
+
+def ragged(pipe: Pipeline, questions: Sequence[Question], seed: int) -> str:
+    """Sample 3 of a batch of sixteen rows of different tasks, lengths and steps, against the same sample alone."""
+    import torch
+
+    from mmdlm.canvas import Canvas
+    from mmdlm.sampling import Confidence, denoise
+
+    layout, encode = pipe.layout, pipe.text_tokenizer.encode
+    codes = pipe.encode_images([q.picture for q in questions[:4]])
+    canvases = [
+        *(layout.text_to_image([encode(q.caption)]) for q in questions[:8]),
+        *(layout.captioning(codes[i : i + 1]) for i in range(4)),
+        *(layout.writing([[]]) for _ in range(4)),
+    ]
+    steps = torch.tensor([6 + number % 5 for number in range(16)])
+    batch, mask, number = Canvas.concat(canvases), layout.vocab.mask, 3
+    *_, together = denoise(pipe.transformer, batch, policy=Confidence(), steps=steps, seeds=seed, mask=mask)
+    *_, alone = denoise(
+        pipe.transformer,
+        canvases[number],
+        policy=Confidence(),
+        steps=int(steps[number]),
+        seeds=seed,
+        samples=number,
+        mask=mask,
+    )
+    length = canvases[number].shape[1]
+    equal = torch.equal(together.canvas.tokens[number, :length], alone.canvas.tokens[0])
+    return f"sample {number} of a ragged batch of 16 == alone: tokens {'equal' if equal else 'DIFFER'}"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,25 @@
+"""The canvas: what flows between data, noise, model and sampler."""
+
+from mmdlm.canvas.canvas import IMAGE, MODALITIES, NOISY, PAD, PLAIN, SHADOW, TEXT, Canvas
+from mmdlm.canvas.layout import Fill, Frame, Run
+from mmdlm.canvas.parts import Denoiser, Part, Predict, Rows
+from mmdlm.canvas.tasks import Layout
+
+__all__ = [
+    "IMAGE",
+    "MODALITIES",
+    "NOISY",
+    "PAD",
+    "PLAIN",
+    "SHADOW",
+    "TEXT",
+    "Canvas",
+    "Denoiser",
+    "Fill",
+    "Frame",
+    "Layout",
+    "Part",
+    "Predict",
+    "Rows",
+    "Run",
+]

@@ -1,0 +1,171 @@
+"""The tasks as canvases: which runs are given and which are holes. Knows no model, no noise and no tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mmdlm.canvas.canvas import Canvas
+from mmdlm.canvas.layout import Fill, Frame, Run
+from tokenizers_mm.vocab import Vocab
+
+Ids = Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How this model's rows are laid out: capacities of the text runs (positions, `end` included) and the code grid.
+
+    A text run holds its ids, one `end`, and further `end`s up to its capacity; they are learnt like any token, so that a
+    generated text brings its length. Reading a text stops at the first `end`.
+    """
+
+    vocab: Vocab
+    grid: tuple[int, int]
+    caption: int
+    question: int
+    answer: int
+
+    # the shapes of rows: spans are numbered from the left
+
+    @cached_property
+    def pair_frame(self) -> Frame:
+        """[begin_caption] caption (span 0) [begin_image] image (span 1) [end_image]."""
+        return Frame((self._text("begin_caption", self.caption), self._image))
+
+    @cached_property
+    def question_frame(self) -> Frame:
+        """[begin_image] image (span 0) [end_image] [begin_question] question (1) [begin_answer] answer (2)."""
+        question = self._text("begin_question", self.question)
+        return Frame((self._image, question, self._text("begin_answer", self.answer)))
+
+    @cached_property
+    def text_frame(self) -> Frame:
+        """[begin_caption] caption (span 0)."""
+        return Frame((self._text("begin_caption", self.caption),))
+
+    # whole canvases, for training: what may be noised is open
+
+    def pairs(self, captions: Sequence[Ids], codes: Tensor) -> Canvas:
+        """Captions and their pictures, all open. `codes` (B, h, w) long, counted from 0 as the image tokenizer does."""
+        return self._canvas(
+            self.pair_frame, self._open(self._texts(captions, self.caption)), self._open(self._codes(codes))
+        )
+
+    def questions(self, codes: Tensor, questions: Sequence[Ids], answers: Sequence[Ids]) -> Canvas:
+        """Pictures and questions given, the answers open."""
+        image, question = Fill(self._codes(codes)), Fill(self._texts(questions, self.question))
+        answer = self._open(self._texts(answers, self.answer))
+        return self._canvas(self.question_frame, image, question, answer)
+
+    def texts(self, texts: Sequence[Ids]) -> Canvas:
+        """Text alone, all open."""
+        return self._canvas(self.text_frame, self._open(self._texts(texts, self.caption)))
+
+    # canvases with holes, for generation
+
+    def text_to_image(self, captions: Sequence[Ids]) -> Canvas:
+        """Captions given, the images all holes."""
+        return self._canvas(
+            self.pair_frame, Fill(self._texts(captions, self.caption)), self._hole_image(len(captions))
+        )
+
+    def captioning(self, codes: Tensor) -> Canvas:
+        """Images given, the captions all holes."""
+        hole = self._hole_text([()] * len(codes), self.caption)
+        return self._canvas(self.pair_frame, hole, Fill(self._codes(codes)))
+
+    def answering(self, codes: Tensor, questions: Sequence[Ids]) -> Canvas:
+        """Images and questions given, the answers all holes."""
+        hole = self._hole_text([()] * len(codes), self.answer)
+        question = Fill(self._texts(questions, self.question))
+        return self._canvas(self.question_frame, Fill(self._codes(codes)), question, hole)
+
+    def joint(self, prefixes: Sequence[Ids]) -> Canvas:
+        """A beginning of each caption given (perhaps empty), the rest of it and the image all holes."""
+        return self._canvas(
+            self.pair_frame, self._hole_text(prefixes, self.caption), self._hole_image(len(prefixes))
+        )
+
+    def writing(self, prefixes: Sequence[Ids]) -> Canvas:
+        """A beginning of each text given (perhaps empty), the rest holes; no image."""
+        return self._canvas(self.text_frame, self._hole_text(prefixes, self.caption))
+
+    def infilling(self, captions: Sequence[Sequence[int | None]], codes: Tensor | None) -> Canvas:
+        """Captions with holes, written None, each the place of one token; with their images or without."""
+        ids = self._texts([[0 if i is None else i for i in caption] for caption in captions], self.caption)
+        holes = torch.zeros_like(ids, dtype=torch.bool)
+        for row, caption in enumerate(captions):
+            holes[row, [place for place, i in enumerate(caption) if i is None]] = True
+        if codes is None:
+            return self._canvas(self.text_frame, Fill(ids, holes))
+        return self._canvas(self.pair_frame, Fill(ids, holes), Fill(self._codes(codes)))
+
+    def inpainting(self, codes: Tensor, holes: Tensor, captions: Sequence[Ids]) -> Canvas:
+        """Captions given, the images given but for `holes` (B, h, w) bool."""
+        image = Fill(self._codes(codes), holes.flatten(1))
+        return self._canvas(self.pair_frame, Fill(self._texts(captions, self.caption)), image)
+
+    # reading back
+
+    def read_texts(self, frame: Frame, canvas: Canvas, span: int) -> list[list[int]]:
+        """The ids of a text run of each row, cut at the first `end`."""
+        return [self._until_end(row) for row in frame.read(canvas, span).tolist()]
+
+    def read_codes(self, frame: Frame, canvas: Canvas, span: int) -> Tensor:
+        """The image codes of each row, (B, h, w) long, counted from 0."""
+        return frame.read(canvas, span) - self.vocab.image.start
+
+    # building blocks
+
+    @cached_property
+    def _image(self) -> Run:
+        before, after = self.vocab.specials["begin_image"], self.vocab.specials["end_image"]
+        return Run(grid=self.grid, before=(before,), after=(after,))
+
+    def _text(self, begin: str, length: int) -> Run:
+        return Run(length=length, before=(self.vocab.specials[begin],))
+
+    def _canvas(self, frame: Frame, *fills: Fill) -> Canvas:
+        return frame.canvas(fills, mask=self.vocab.mask)
+
+    def _open(self, ids: Tensor) -> Fill:
+        return Fill(ids, open=torch.ones_like(ids, dtype=torch.bool))
+
+    def _texts(self, texts: Sequence[Ids], capacity: int) -> Tensor:
+        """Ids with `end`s behind, (B, capacity)."""
+        rows = []
+        for text in texts:
+            if len(text) >= capacity:
+                raise ValueError(
+                    f"a text of {len(text)} tokens and its end do not fit {capacity} positions: {list(text)[:8]}..."
+                )
+            if any(not 0 <= i < self.vocab.num_text for i in text):
+                raise ValueError(f"a text holds ids outside 0..{self.vocab.num_text - 1}: {list(text)}")
+            rows.append([*text, *([self.vocab.specials["end"]] * (capacity - len(text)))])
+        return torch.tensor(rows, dtype=torch.long).reshape(len(rows), capacity)
+
+    def _hole_text(self, prefixes: Sequence[Ids], capacity: int) -> Fill:
+        ids = self._texts(prefixes, capacity)
+        given = torch.tensor([len(prefix) for prefix in prefixes], dtype=torch.long)
+        return Fill(ids, torch.arange(capacity) >= given[:, None])
+
+    def _codes(self, codes: Tensor) -> Tensor:
+        """Tokenizer codes (B, h, w) -> vocabulary ids (B, h * w)."""
+        if codes.dim() != 3 or tuple(codes.shape[1:]) != tuple(self.grid):
+            raise ValueError(
+                f"image codes must be (B, {self.grid[0]}, {self.grid[1]}), got {tuple(codes.shape)}"
+            )
+        return codes.flatten(1) + self.vocab.image.start
+
+    def _hole_image(self, batch: int) -> Fill:
+        size = self.grid[0] * self.grid[1]
+        return Fill(torch.zeros(batch, size, dtype=torch.long), torch.ones(batch, size, dtype=torch.bool))
+
+    def _until_end(self, ids: list[int]) -> list[int]:
+        end = self.vocab.specials["end"]
+        return ids[: ids.index(end)] if end in ids else ids

@@ -1,0 +1,29 @@
+"""The record that a data source gives; knows no source and no tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One item of a data set: a picture, the texts that describe it, perhaps a question about it; or texts
+    alone."""
+
+    name: str  # what its source calls it, fit for messages
+    image: np.ndarray | None = None  # (H, W, 3) uint8 RGB
+    texts: tuple[str, ...] = ()  # equally good descriptions, or the text itself
+    question: str | None = None
+    answer: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)  # whatever else the source knows
+
+    def __post_init__(self) -> None:
+        image = self.image
+        if image is not None and (image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8):
+            raise ValueError(f"{self.name}: an image is (H, W, 3) uint8, got {image.shape} {image.dtype}")
+        if isinstance(self.texts, str):
+            raise ValueError(f"{self.name}: texts is a tuple of strings, got the string {self.texts!r}")

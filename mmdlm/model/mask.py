@@ -1,0 +1,129 @@
+"""Which position sees which, read off the columns of a canvas; knows no attention kernel and no network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from mmdlm.canvas import NOISY, PLAIN, SHADOW, Canvas
+
+T = TypeVar("T")
+
+
+class AttentionMask:
+    """Visibility between the positions of each row, shared by all layers of a forward.
+
+    A position sees its own segment; then the block rule, `block[key] <= block[query]`; then the copies: a
+    PLAIN key is seen by PLAIN rows, by NOISY rows of later blocks only, and by SHADOW rows except at their
+    own position; a NOISY or SHADOW key is seen by rows of the same copy and block only. Padding (segment -1)
+    is seen by nobody. Every position sees itself whatever the rules say, padding too, so that no row of
+    scores is empty and none becomes NaN.
+    """
+
+    def __init__(
+        self,
+        segment: Tensor,
+        block: Tensor | None = None,
+        copy: Tensor | None = None,
+        position: Tensor | None = None,
+    ) -> None:
+        """(B, L) each, `position` (B, L, 2), as in a `Canvas`; `copy` needs `position`, or ValueError."""
+        if copy is not None and position is None:
+            raise ValueError(
+                "a mask with copies needs the positions: a SHADOW row must not see its own position"
+            )
+        self.segment = segment
+        self.block = block
+        self.copy = copy
+        self.position = position
+        self._forms: dict[Hashable, object] = {}
+
+    @staticmethod
+    def of(canvas: Canvas) -> AttentionMask | None:
+        """The mask of a canvas; None where everything sees everything.
+
+        That is found out on the CPU only: on an accelerator it would cost a host sync and a branch on data,
+        so there the mask is always built.
+        """
+        if canvas.device.type == "cpu" and canvas.block is None and canvas.copy is None:
+            segment = canvas.segment
+            if bool(((segment == segment[:, :1]) & (segment >= 0)).all()):
+                return None
+        return AttentionMask(canvas.segment, canvas.block, canvas.copy, canvas.position)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, L)."""
+        return self.segment.shape[0], self.segment.shape[1]
+
+    def dense(self) -> Tensor:
+        """(B, 1, L, L) bool, True where the query (third axis) sees the key (last axis)."""
+        return self.form("dense", AttentionMask._dense)
+
+    def bias(self, dtype: torch.dtype) -> Tensor:
+        """(B, 1, L, L) of `dtype`, 0 where seen and -inf elsewhere.
+
+        It is a slice out of rows whose length is a multiple of 8. Memory-efficient kernels read the bias in
+        aligned vectors and refuse other strides.
+        """
+        return self.form(("bias", dtype), lambda mask: mask._bias(dtype))
+
+    def runs(self) -> tuple[int, ...] | None:
+        """Lengths of the runs of equal segment over the rows laid end to end (they sum to B * L), or None.
+
+        None where runs do not tell the whole story: blocks, copies, or a segment in two pieces. Padding is a
+        run of its own, which sees itself and nothing else. On an accelerator this is one host sync, once per
+        mask.
+        """
+        return self.form("runs", AttentionMask._runs)
+
+    def form(self, key: Hashable, make: Callable[[AttentionMask], T]) -> T:
+        """Some derived form of the mask, made at the first call and kept (a kernel's own, say)."""
+        if key not in self._forms:
+            self._forms[key] = make(self)
+        return cast(T, self._forms[key])
+
+    def _dense(self) -> Tensor:
+        segment = self.segment
+        seen = (segment[:, :, None] == segment[:, None, :]) & (segment >= 0)[:, None, :]
+        if self.block is not None:
+            seen = seen & (self.block[:, None, :] <= self.block[:, :, None])
+        if self.copy is not None:
+            seen = seen & self._copies(self.copy)
+        alone = torch.eye(segment.shape[1], dtype=torch.bool, device=segment.device)
+        return (seen | alone)[:, None]
+
+    def _copies(self, copy: Tensor) -> Tensor:
+        assert self.position is not None
+        block = torch.zeros_like(self.segment) if self.block is None else self.block
+        query, key = copy[:, :, None], copy[:, None, :]
+        earlier = block[:, None, :] < block[:, :, None]
+        same_block = block[:, None, :] == block[:, :, None]
+        elsewhere = (self.position[:, :, None] != self.position[:, None, :]).any(-1)
+        plain_key = (query == PLAIN) | ((query == NOISY) & earlier) | ((query == SHADOW) & elsewhere)
+        return torch.where(key == PLAIN, plain_key, (query == key) & same_block)
+
+    def _bias(self, dtype: torch.dtype) -> Tensor:
+        dense = self.dense()
+        batch, _, length, _ = dense.shape
+        rows = torch.zeros(batch, 1, length, -(-length // 8) * 8, dtype=dtype, device=dense.device)
+        return rows[..., :length].masked_fill_(~dense, float("-inf"))
+
+    def _runs(self) -> tuple[int, ...] | None:
+        if self.block is not None or self.copy is not None:
+            return None
+        runs: list[int] = []
+        for row in self.segment.tolist():
+            begun: set[int] = set()
+            for place, document in enumerate(row):
+                if place and document == row[place - 1]:
+                    runs[-1] += 1
+                elif document in begun and document >= 0:
+                    return None
+                else:
+                    begun.add(document)
+                    runs.append(1)
+        return tuple(runs)

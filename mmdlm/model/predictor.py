@@ -1,0 +1,150 @@
+"""The denoiser: logits at some rows of a canvas, over the ids that may stand there. Knows no sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar, cast, overload
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmdlm.canvas import IMAGE, TEXT, Canvas, Part, Predict, Rows
+from mmdlm.model.transformer import Transformer, TransformerConfig
+
+T = TypeVar("T")
+
+
+class Predictor(nn.Module):
+    """A network as a `Denoiser`: the module that is compiled, sharded, averaged and saved.
+
+    It keeps no state between calls.     Rows are split by their modality into one part for text and one for
+    image, each over its own ids, so that ids of the other modality have probability exactly 0; where both
+    ranges are equal there is one part for both. Rows at padding are dropped.
+    """
+
+    def __init__(
+        self,
+        network: Transformer,
+        text: slice | None = None,
+        image: slice | None = None,
+        mask: int | None = None,
+        *,
+        shift: bool = False,
+        illegal: tuple[int, ...] = (),
+    ) -> None:
+        """`text`, `image`, `mask`: the ids, None as the network's configuration says.
+
+        `shift`: the logits for position i are read at i - 1 of the same segment (heads of autoregressive
+        descent); the first position of a segment reads itself. `illegal`: ids that are never emitted, beside
+        the mask.
+        """
+        super().__init__()
+        config = network.config
+        if mask is not None and mask != config.mask:
+            raise ValueError(f"mask id {mask} differs from the network's, {config.mask}")
+        self.network = network
+        self.text = slice(*config.text) if text is None else text
+        self.image = slice(*config.image) if image is None else image
+        self.shift = shift
+        self.illegal = tuple(sorted({config.mask, *illegal}))
+        ranges = {TEXT: self.text, IMAGE: self.image}
+        if self.text == self.image:
+            self._ranges = [((TEXT, IMAGE), self.text)]
+        else:
+            self._ranges = [((modality,), ids) for modality, ids in ranges.items()]
+
+    @property
+    def config(self) -> TransformerConfig:
+        """The network's shape."""
+        return self.network.config
+
+    @property
+    def mask(self) -> int:
+        """The mask id."""
+        return self.network.config.mask
+
+    def num_parameters(self) -> int:
+        """How many numbers are trained."""
+        return sum(weight.numel() for weight in self.parameters())
+
+    def begin(self, canvas: Canvas) -> Predict:
+        """The predictor itself: it keeps nothing between the steps of a generation."""
+        return self
+
+    @overload
+    def __call__(
+        self, canvas: Canvas, rows: Rows, *, reduce: None = None, chunk: int = 4096
+    ) -> list[Part]: ...
+    @overload
+    def __call__(
+        self, canvas: Canvas, rows: Rows, *, reduce: Callable[[Part], T], chunk: int = 4096
+    ) -> list[T]: ...
+    def __call__(
+        self, canvas: Canvas, rows: Rows, *, reduce: Callable[[Part], T] | None = None, chunk: int = 4096
+    ) -> list[Part] | list[T]:
+        return super().__call__(canvas, rows, reduce=reduce, chunk=chunk)
+
+    def forward(
+        self, canvas: Canvas, rows: Rows, *, reduce: Callable[[Part], T] | None = None, chunk: int = 4096
+    ) -> list[Part] | list[T]:
+        """Logits (float32 or better) at `rows`, one `Part` a vocabulary range.
+
+        With `reduce`, its results instead, over pieces of at most `chunk` rows: where a range takes more than
+        one piece, each piece's logits live only while it is reduced (in training they are computed again for
+        the gradient, so `reduce` must give the same result twice). On the CPU a range without rows gives
+        nothing.
+        """
+        features = self.network.features(canvas)
+        if self.shift:
+            features = shift_right(features, canvas.segment)
+        asked = self._split(canvas, rows)
+        if reduce is None:
+            return [self._part(features, part_rows, ids) for part_rows, ids in asked]
+        results: list[T] = []
+        for part_rows, ids in asked:
+            pieces = part_rows.chunks(chunk)
+            for piece in pieces:
+                if len(pieces) > 1 and torch.is_grad_enabled():
+                    results.append(self._reduced_again(features, piece, ids, reduce))
+                else:
+                    results.append(self._reduced(features, piece, ids, reduce))
+        return results
+
+    def _split(self, canvas: Canvas, rows: Rows) -> list[tuple[Rows, slice]]:
+        asked: list[tuple[Rows, slice]] = []
+        for modalities, ids in self._ranges:
+            keep = canvas.modality == modalities[0]
+            for other in modalities[1:]:
+                keep = keep | (canvas.modality == other)
+            part_rows = rows.where(keep)
+            if part_rows.index.shape[0] > 0:
+                asked.append((part_rows, ids))
+        return asked
+
+    def _reduced(self, features: Tensor, rows: Rows, ids: slice, reduce: Callable[[Part], T]) -> T:
+        return reduce(self._part(features, rows, ids))
+
+    def _reduced_again(self, features: Tensor, rows: Rows, ids: slice, reduce: Callable[[Part], T]) -> T:
+        """As `_reduced`, but the gradient computes the logits anew instead of keeping them."""
+        result = checkpoint(
+            self._reduced, features, rows, ids, reduce, use_reentrant=False, preserve_rng_state=False
+        )
+        return cast(T, result)
+
+    def _part(self, features: Tensor, rows: Rows, ids: slice) -> Part:
+        logits = self.network.logits(rows.gather(features), ids)
+        banned = [number - ids.start for number in self.illegal if ids.start <= number < ids.stop]
+        if banned:
+            columns = torch.tensor(banned, device=logits.device)
+            logits = logits.index_fill(1, columns, float("-inf"))
+        return Part(rows, ids, logits)
+
+
+def shift_right(features: Tensor, segment: Tensor) -> Tensor:
+    """(B, L, D): at i what stood at i - 1, if that is of the same segment, else what stood at i."""
+    before = torch.cat([features[:, :1], features[:, :-1]], dim=1)
+    same = torch.cat(
+        [torch.zeros_like(segment[:, :1], dtype=torch.bool), segment[:, 1:] == segment[:, :-1]], dim=1
+    )
+    return torch.where(same[..., None], before, features)

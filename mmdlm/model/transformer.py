@@ -1,0 +1,185 @@
+"""The network: token ids to features, features to logits over a slice of ids. Knows no noise and no loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmdlm.canvas import Canvas
+from mmdlm.model.attention import Kernel
+from mmdlm.model.layers import Attention, Block, RMSNorm, SwiGLU
+from mmdlm.model.mask import AttentionMask
+from mmdlm.model.rotary import rotary_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """The shape of a network, in plain JSON values.
+
+    `text` and `image` are id ranges (first, one past the last): what may stand at a position of that
+    modality; families with one softmax over everything give the same range twice.
+    """
+
+    vocab_size: int
+    text: tuple[int, int]
+    image: tuple[int, int]
+    mask: int  # the id whose embedding stands at masked positions
+    dim: int = 192
+    depth: int = 6
+    num_heads: int = 6
+    num_kv_heads: int | None = None  # None: num_heads
+    hidden: int | None = None  # width of the SwiGLU; None: 8/3 dim, up to a multiple of 64
+    norm_eps: float = 1e-6
+    rope_base: float = 10000.0
+    qk_norm: bool = True
+    qkv_bias: bool = False
+    bias: bool = False  # of the other linear layers in a block
+    tied: bool = False  # head = embedding
+    modality_embedding: bool = True  # a learned vector per modality, added to the token's
+    digits: tuple[int, ...] | None = (
+        None  # image code = mixed-radix number of these digits, first digit fastest
+    )
+
+    def __post_init__(self) -> None:
+        kv = self.kv_heads
+        if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
+            raise ValueError(
+                f"dim {self.dim} over {self.num_heads} heads: the head dimension must be a whole even number"
+            )
+        if kv < 1 or self.num_heads % kv:
+            raise ValueError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads, got {kv}")
+        for name, (first, last) in (("text", self.text), ("image", self.image)):
+            if not 0 <= first <= last <= self.vocab_size:
+                raise ValueError(
+                    f"{name} ids {first}..{last} do not fit a vocabulary of {self.vocab_size} ids"
+                )
+        if not 0 <= self.mask < self.vocab_size:
+            raise ValueError(f"mask id {self.mask} does not fit a vocabulary of {self.vocab_size} ids")
+        if self.digits is not None and prod(self.digits) != self.image[1] - self.image[0]:
+            raise ValueError(
+                f"digits {self.digits} make {prod(self.digits)} codes, got an image range of {self.image}"
+            )
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def hidden_dim(self) -> int:
+        return -(-8 * self.dim // (3 * 64)) * 64 if self.hidden is None else self.hidden
+
+
+class TokenTable(nn.Module):
+    """One row of `dim` numbers per id; an image code's row is its own plus one row for each of its digits."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.image = config.image
+        self.digits = config.digits
+        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.dim))
+        sizes = () if config.digits is None else config.digits
+        self.digit_tables = nn.ParameterList(nn.Parameter(torch.empty(size, config.dim)) for size in sizes)
+
+    def rows(self, ids: slice | None = None) -> Tensor:
+        """The rows of `ids` (None: all), (n, dim), differentiable."""
+        first, last = (0, self.weight.shape[0]) if ids is None else (ids.start, ids.stop)
+        if not self.digits or last <= self.image[0] or self.image[1] <= first:
+            return self.weight[first:last]
+        codes = self.code_rows()
+        low, high = max(first, self.image[0]), min(last, self.image[1])
+        codes = codes[low - self.image[0] : high - self.image[0]] + self.weight[low:high]
+        return torch.cat([self.weight[first:low], codes, self.weight[high:last]])
+
+    def code_rows(self) -> Tensor:
+        """Sum of its digits' rows for every code, (codes, dim); code = d0 + n0 * (d1 + n1 * (d2 + ...))."""
+        total = self.digit_tables[0]
+        for table in list(self.digit_tables)[1:]:
+            total = (table[:, None] + total[None]).flatten(0, 1)
+        return total
+
+
+class Transformer(nn.Module):
+    """A bidirectional pre-norm transformer over the tokens of a canvas."""
+
+    def __init__(self, config: TransformerConfig, *, kernel: Kernel | None = None) -> None:
+        """`kernel` of the attention; None lets the device choose."""
+        super().__init__()
+        self.config = config
+        self.kernel = kernel
+        self.embedding = TokenTable(config)
+        self.modality = nn.Parameter(torch.empty(3, config.dim)) if config.modality_embedding else None
+        self.blocks = nn.ModuleList(build_block(config) for _ in range(config.depth))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.head = None if config.tied else TokenTable(config)
+        initialise(self)
+
+    def features(self, canvas: Canvas) -> Tensor:
+        """The residual stream after the last block, (B, L, dim), not normalised yet.
+
+        A masked position enters as the mask id: its own id is never read.
+        """
+        config = self.config
+        ids = torch.where(canvas.masked, config.mask, canvas.tokens)
+        x = F.embedding(ids, self.embedding.rows())
+        if self.modality is not None:
+            x = x + F.embedding(canvas.modality.long(), self.modality)
+        if canvas.soft is not None:
+            x = x + canvas.soft.to(x.dtype)
+        mask = AttentionMask.of(canvas)
+        table = rotary_table(
+            canvas.position, config.dim // config.num_heads, base=config.rope_base, dtype=x.dtype
+        )
+        for block in self.blocks:
+            x = block(x, table, mask, kernel=self.kernel)
+        return x
+
+    def logits(self, features: Tensor, ids: slice) -> Tensor:
+        """Scores of `ids` at some features: (M, dim) -> (M, len(ids)), float32 or better."""
+        table = self.embedding if self.head is None else self.head
+        scores = F.linear(self.norm(features), table.rows(ids))
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
+def build_block(config: TransformerConfig) -> Block:
+    """One block of the shape that `config` says."""
+    eps = config.norm_eps if config.qk_norm else None
+    heads = (config.num_heads, config.kv_heads)
+    attention = Attention(config.dim, heads, eps=eps, qkv_bias=config.qkv_bias, bias=config.bias)
+    return Block(
+        attention,
+        SwiGLU(config.dim, config.hidden_dim, bias=config.bias),
+        dim=config.dim,
+        eps=config.norm_eps,
+    )
+
+
+@torch.no_grad()
+def initialise(network: Transformer, generator: torch.Generator | None = None) -> None:
+    """Draws all weights anew: the one place that says how a network starts.
+
+    Linear layers N(0, 1 / fan_in), those that write to the residual stream divided by sqrt(2 depth);
+    embeddings and head N(0, 0.02^2) (a code's own row beside its digits' rows a tenth of that); norms 1,
+    biases 0.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.normal_(0.0, module.in_features**-0.5, generator=generator)
+            if module.bias is not None:
+                module.bias.zero_()
+        elif isinstance(module, RMSNorm):
+            module.weight.fill_(1.0)
+        elif isinstance(module, TokenTable):
+            for table in (module.weight, *module.digit_tables):
+                table.normal_(0.0, 0.02, generator=generator)
+            if module.digits:
+                module.weight[module.image[0] : module.image[1]].mul_(0.1)
+    for block in network.blocks:
+        assert isinstance(block, Block)
+        block.attention.out.weight.div_((2 * network.config.depth) ** 0.5)
+        block.mlp.down.weight.div_((2 * network.config.depth) ** 0.5)
+    if network.modality is not None:
+        network.modality.normal_(0.0, 0.02, generator=generator)

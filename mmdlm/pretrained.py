@@ -1,0 +1,167 @@
+"""A pipeline's parts and the model folder: which class stands behind which name, what is written, what is read back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from mmdlm import __version__
+from mmdlm.canvas import Layout
+from mmdlm.diffusion import Cosine, Linear, LogLinear, Polynomial
+from mmdlm.io import Component, Label, from_json, read_folder, resolve, to_json, write_folder
+from mmdlm.model import Predictor, Transformer, TransformerConfig
+from mmdlm.sampling import (
+    Ancestral,
+    ByModality,
+    Confidence,
+    Drawn,
+    LeftToRight,
+    Path as Walk,
+    Peak,
+    Policy,
+    Random,
+)
+from tokenizers_mm import (
+    Autoencoder,
+    AutoencoderConfig,
+    BytePairTokenizer,
+    ImageTokenizer,
+    TextTokenizer,
+    Vocab,
+)
+
+BUILT_IN = {"scenes": Path(__file__).parent / "models" / "scenes"}
+
+# Class names in saved JSON resolve here and nowhere else.
+_POLICIES = (
+    Confidence,
+    Ancestral,
+    ByModality,
+    Walk,
+    Cosine,
+    Linear,
+    LogLinear,
+    Polynomial,
+    Drawn,
+    Peak,
+    Random,
+    LeftToRight,
+)
+_CLASSES: dict[str, type] = {
+    known.__name__: known for known in (*_POLICIES, TransformerConfig, AutoencoderConfig)
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a task is sampled unless the caller says otherwise; saved in generation_config.json."""
+
+    steps: int = 16
+    guidance: Mapping[str, float] = field(default_factory=dict)  # modality -> scale w of (1 + w) c - w u
+    policy: Policy = field(default_factory=Confidence)
+
+
+_CLASSES["Settings"] = Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a pipeline is made of."""
+
+    transformer: Predictor
+    text_tokenizer: TextTokenizer
+    image_tokenizer: ImageTokenizer
+    layout: Layout
+    settings: Mapping[str, Settings]
+
+
+def save_parts(folder: Path | str, parts: Parts, *, card: str = "") -> None:
+    """Write a model folder, whole or not at all. Raises ValueError for tokenizers that are not of our own classes."""
+    text, image = parts.text_tokenizer, parts.image_tokenizer
+    if not isinstance(text, BytePairTokenizer) or not isinstance(image, Autoencoder):
+        wanted = f"{BytePairTokenizer.__name__} and {Autoencoder.__name__}"
+        raise ValueError(
+            f"tokenizers {type(text).__name__} and {type(image).__name__} cannot be saved; wanted {wanted}"
+        )
+    network, layout = parts.transformer.network, parts.layout
+    config = {
+        "network": to_json(network.config, _CLASSES),
+        "vocab": layout.vocab.to_json(),
+        "layout": {name: getattr(layout, name) for name in ("caption", "question", "answer")}
+        | {"grid": list(layout.grid)},
+    }
+    components = {
+        "transformer": Component(class_name="Predictor", config=config, tensors=network.state_dict()),
+        "text_tokenizer": Component(class_name="BytePairTokenizer", write=text.save),
+        "image_tokenizer": Component(
+            class_name="Autoencoder", config=to_json(image.config, _CLASSES), tensors=image.state_dict()
+        ),
+    }
+    generation = {task: to_json(settings, _CLASSES) for task, settings in parts.settings.items()}
+    label = Label(kind="Pipeline", version=__version__, card=card)
+    write_folder(folder, components, label=label, generation=generation)
+
+
+def load_parts(name_or_path: Path | str) -> Parts:
+    """Read a model folder; weights arrive on the CPU in float32. Raises ValueError, naming what does not fit."""
+    folder = read_folder(resolve(name_or_path, BUILT_IN))
+    expected = {
+        "transformer": "Predictor",
+        "text_tokenizer": "BytePairTokenizer",
+        "image_tokenizer": "Autoencoder",
+    }
+    for name, known in expected.items():
+        found = folder.component(name).class_name
+        if found != known:
+            raise ValueError(f"{folder.path}: component {name} is a {found!r}; this version reads {known!r}")
+    stored = folder.component("transformer")
+    config = from_json(stored.config["network"], _CLASSES, place=f"{stored.path}/config.json")
+    network = Transformer(config)
+    _fill(network, stored.tensors(), stored.path)
+    vocab = Vocab.from_json(stored.config["vocab"])
+    shape = stored.config["layout"]
+    image_stored = folder.component("image_tokenizer")
+    image = Autoencoder(from_json(image_stored.config, _CLASSES, place=f"{image_stored.path}/config.json"))
+    _fill(image, image_stored.tensors(), image_stored.path)
+    text = BytePairTokenizer.load(folder.component("text_tokenizer").path)
+    settings = from_json(folder.generation, _CLASSES, place=f"{folder.path}/generation_config.json")
+    if (text.size, image.size) != (vocab.num_text, vocab.num_codes):
+        raise ValueError(
+            f"{folder.path}: tokenizers of {text.size} text ids and {image.size} codes do not fit the transformer's "
+            f"{vocab.num_text} and {vocab.num_codes}"
+        )
+    layout = Layout(
+        vocab=vocab,
+        grid=tuple(shape["grid"]),
+        caption=shape["caption"],
+        question=shape["question"],
+        answer=shape["answer"],
+    )
+    predictor = Predictor(network, vocab.text, vocab.image, vocab.mask)
+    return Parts(
+        transformer=predictor,
+        text_tokenizer=text,
+        image_tokenizer=image.eval(),
+        layout=layout,
+        settings=settings,
+    )
+
+
+def fingerprint(module: nn.Module) -> str:
+    """First 16 hexadecimal digits of the SHA-256 over names, shapes and bytes of a module's weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _fill(module: nn.Module, tensors: Mapping, place: Path) -> None:
+    try:
+        module.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {place} do not fit its config.json: {error}") from error

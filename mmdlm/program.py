@@ -1,0 +1,79 @@
+"""What the programs in `infer/` and `train/` share: options, loading, and how wrong input ends. Loads no torch by itself."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from mmdlm.pipeline import Pipeline
+
+
+def options(doc: str) -> argparse.ArgumentParser:
+    """A parser whose help is a program's docstring, with --model, --seed and --device."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model", default="scenes", help="built-in name, model folder or hub repository (default: scenes)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the same seed gives the same samples (default: 0)"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    return parser
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """--steps, --guidance and --quiet, for programs that generate."""
+    parser.add_argument("--steps", type=positive, help="steps of the sampler (default: the model's own)")
+    parser.add_argument("--guidance", type=float, help="guidance scale, 0 is none (default: the model's own)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def load(arguments: argparse.Namespace) -> Pipeline:
+    """The pipeline that --model and --device ask for. Raises ValueError that says what is wrong."""
+    # before torch is imported: on shared cores waiting threads must not spin
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
+
+    from mmdlm.pipeline import Pipeline
+
+    try:
+        device = torch.device(arguments.device)
+    except RuntimeError as error:
+        raise ValueError(f"--device {arguments.device}: no such device; try cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"--device {arguments.device}: this machine has no CUDA device that torch can use; try cpu"
+        )
+    return Pipeline.from_pretrained(arguments.model, device=device)
+
+
+def open_images(paths: Sequence[str]) -> list[Image.Image]:
+    """Pictures from files, the right way up, in RGB. Raises ValueError naming the file that is none."""
+    from mmdlm.data import decode
+
+    return [decode(path) for path in paths]
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Call `main` with the command line; a ValueError becomes one line on stderr and exit status 2."""
+    try:
+        main(sys.argv[1:])
+    except ValueError as error:
+        print(f"{os.path.basename(sys.argv[0])}: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

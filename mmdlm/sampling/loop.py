@@ -1,0 +1,72 @@
+"""The denoising loop: ask, propose, move, write, until every row is done. Knows no task and no model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from mmdlm.canvas import Canvas, Denoiser, Part
+from mmdlm.sampling.policy import Policy
+from mmdlm.sampling.state import Move, Proposal, State, Step
+
+
+def denoise(
+    denoiser: Denoiser,
+    canvas: Canvas,
+    *,
+    policy: Policy,
+    steps: int | Tensor,
+    seeds: int | Tensor = 0,
+    samples: int | Tensor | None = None,
+    mask: int,
+) -> Iterator[State]:
+    """Fills the holes of `canvas`: yields the state before the first step and after each; the last is done.
+
+    `steps`, `seeds` and `samples` are one number for all rows or one a row; `samples` is 0, 1, ... where not
+    given. To cancel, stop iterating: nothing runs between two states. Raises ValueError as `State.start`
+    does.
+    """
+    state = State.start(canvas, steps=steps, seeds=seeds, samples=samples)
+    return resume(denoiser, state, policy=policy, mask=mask)
+
+
+def resume(denoiser: Denoiser, state: State, *, policy: Policy, mask: int) -> Iterator[State]:
+    """Goes on from `state`, which may have lost rows (`State.select`) or gained some (`State.join`)."""
+    with torch.no_grad():
+        predict = denoiser.begin(state.canvas)
+    yield state
+    for _ in range(state.remaining()):
+        with torch.no_grad():
+            rows = policy.ask(state)
+            parts = predict(state.canvas, rows) if rows.index.shape[0] else []
+            proposal = policy.propose(state, _forbid(parts, mask))
+            move = policy.move(Step(state, proposal))
+            state = state.advance(_apply(state, proposal, move, mask))
+        yield state
+        if state.done.device.type == "cpu" and bool(state.done.all()):  # free here; a sync on an accelerator
+            return
+
+
+def _apply(state: State, proposal: Proposal, move: Move, mask: int) -> Canvas:
+    """The canvas after the move: only what was a hole at the start, in rows that are not done, changes."""
+    live = state.initial & ~state.done.unsqueeze(1)
+    noise = live & move.noise
+    write = live & move.write & proposal.valid & ~noise
+    tokens = torch.where(write, proposal.tokens, state.canvas.tokens).masked_fill(noise, mask)
+    return state.canvas.replace(tokens=tokens, masked=(state.canvas.masked & ~write) | noise)
+
+
+def _forbid(parts: list[Part], mask: int) -> list[Part]:
+    """The mask id can never be drawn, whatever a model says."""
+    return [
+        _without(part, mask - part.ids.start) if part.ids.start <= mask < part.ids.stop else part
+        for part in parts
+    ]
+
+
+def _without(part: Part, column: int) -> Part:
+    logits = part.logits.clone()
+    logits[:, column] = -torch.inf
+    return Part(part.rows, part.ids, logits)

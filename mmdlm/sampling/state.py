@@ -1,0 +1,150 @@
+"""What the sampler carries from step to step: State, Proposal, Move, Step. Knows no model and no policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from mmdlm.canvas import Canvas
+from mmdlm.sampling.draw import uniform
+
+
+@dataclass(frozen=True)
+class State:
+    """A batch of B rows on their way from noise to data, each with its own clock and its own random stream.
+
+    Only positions of `initial` ever change. A row's randomness depends on (seed, sample, step, position)
+    alone, where position is the index in the row, so a row gives the same tokens in any batch and at any
+    padding on the right.
+    """
+
+    canvas: Canvas
+    step: Tensor  # (B,) long   steps taken
+    num_steps: Tensor  # (B,) long   steps planned
+    done: Tensor  # (B,) bool   nothing left to fill, or no step left
+    seed: Tensor  # (B,) long
+    sample: Tensor  # (B,) long   index of the sample within its seed
+    initial: Tensor  # (B, L) bool   fillable positions that were masked at the start
+
+    @staticmethod
+    def start(
+        canvas: Canvas, *, steps: int | Tensor, seeds: int | Tensor = 0, samples: int | Tensor | None = None
+    ) -> State:
+        """The state before the first step. One number holds for every row; `samples` is 0, 1, ... by default.
+
+        Raises ValueError for steps below 1, for columns of the wrong size, and for a canvas with a `level`
+        column, which this sampler does not keep up to date.
+        """
+        if canvas.level is not None:
+            raise ValueError("sampling does not walk the `level` column: hand in a canvas without it")
+        size = canvas.shape[0]
+        if samples is None:
+            samples = torch.arange(size)
+        columns = {}
+        for name, value in (("steps", steps), ("seeds", seeds), ("samples", samples)):
+            column = torch.as_tensor(value, dtype=torch.long).to(canvas.device)
+            if column.ndim > 1 or (column.ndim == 1 and column.shape[0] != size):
+                raise ValueError(f"{name} must be one number or {size} of them, got {tuple(column.shape)}")
+            columns[name] = column.expand(size).contiguous()
+        if size and int(columns["steps"].min()) < 1:  # one host sync a generation
+            raise ValueError(f"steps must be at least 1, got {int(columns['steps'].min())}")
+        initial = canvas.fillable & canvas.masked
+        return State(
+            canvas=canvas,
+            step=torch.zeros_like(columns["steps"]),
+            num_steps=columns["steps"],
+            done=~initial.any(dim=1),
+            seed=columns["seeds"],
+            sample=columns["samples"],
+            initial=initial,
+        )
+
+    @property
+    def open(self) -> Tensor:
+        """(B, L) bool: the holes that are still to be filled, in rows that are not done."""
+        return self.canvas.masked & self.initial & ~self.done.unsqueeze(1)
+
+    @property
+    def before(self) -> Tensor:
+        """(B,) float64: the row's time in [0, 1] as the step begins; 0 is all noise, 1 all data."""
+        return self.step.double() / self.num_steps
+
+    @property
+    def after(self) -> Tensor:
+        """(B,) float64: the row's time as the step ends."""
+        return (self.step + 1).double() / self.num_steps
+
+    def uniform(self, kind: int) -> Tensor:
+        """(B, L) float64 in (0, 1): the random numbers of this step and kind, from each row's own stream."""
+        position = torch.arange(self.canvas.shape[1], device=self.canvas.device).unsqueeze(0)
+        seed, sample, step = (column.unsqueeze(1) for column in (self.seed, self.sample, self.step))
+        return uniform(seed, sample, step, position, kind)
+
+    @property
+    def runs(self) -> Tensor:
+        """(B, L) long: the span of each position, -1 outside; without that column a modality is one span."""
+        return self.canvas.modality.long() - 1 if self.canvas.span is None else self.canvas.span
+
+    def remaining(self) -> int:
+        """Steps until every row is done at the latest. Syncs with the device."""
+        left = (self.num_steps - self.step).masked_fill(self.done, 0)
+        return int(left.max()) if left.numel() else 0
+
+    def advance(self, canvas: Canvas) -> State:
+        """One step later, with `canvas` as it stands then: rows that were done stay as they were."""
+        step = torch.where(self.done, self.step, self.step + 1)
+        filled = ~(canvas.masked & self.initial).any(dim=1)
+        return replace(self, canvas=canvas, step=step, done=self.done | filled | (step >= self.num_steps))
+
+    def select(self, rows: Tensor) -> State:
+        """The rows named by `rows`, (N,) long or (B,) bool; they go on exactly as they would have."""
+        values = {column.name: getattr(self, column.name) for column in fields(self)}
+        canvas = values.pop("canvas").select(rows)
+        return State(canvas=canvas, **{name: value[rows] for name, value in values.items()})
+
+    @staticmethod
+    def join(first: State, second: State) -> State:
+        """The rows of both, each with its own step, clock and stream; the shorter rows are padded on the
+        right.
+        """
+        canvas = Canvas.concat([first.canvas, second.canvas])
+        length = canvas.shape[1]
+        columns = {}
+        for column in fields(State):
+            if column.name in ("canvas", "initial"):
+                continue
+            columns[column.name] = torch.cat([getattr(first, column.name), getattr(second, column.name)])
+        initial = [_widen(state.initial, length) for state in (first, second)]
+        return State(canvas=canvas, initial=torch.cat(initial), **columns)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What the model would write, where it was asked."""
+
+    tokens: Tensor  # (B, L) long      ids of the vocabulary
+    logp: Tensor  # (B, L) float32   log-probability of the proposed token, before temperature and truncation
+    peak: Tensor  # (B, L) float32   log-probability of the most probable token: depends on no draw
+    valid: Tensor  # (B, L) bool      where a proposal was made; elsewhere the others mean nothing
+
+
+@dataclass(frozen=True)
+class Move:
+    """What becomes of each position. Where both are True noise wins; where neither is, it stays."""
+
+    write: Tensor  # (B, L) bool   takes the proposed token
+    noise: Tensor  # (B, L) bool   becomes a hole again
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a policy decides upon."""
+
+    state: State
+    proposal: Proposal
+
+
+def _widen(column: Tensor, length: int) -> Tensor:
+    return torch.nn.functional.pad(column, (0, length - column.shape[1]))

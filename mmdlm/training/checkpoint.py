@@ -1,0 +1,181 @@
+"""A run's state on the disk: safetensors and JSON under a manifest of sha256, whole or not at all.
+
+A checkpoint is a folder `step-00000100`: `module.safetensors`, `optimizer.safetensors`, `average.safetensors`
+(where there is one), `state.json` (step, data position, what else is plain) and `manifest.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mmdlm.io.atomic import atomic_folder, atomic_write_json
+
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or that another run has written."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is saved: named tensors by group (`module`, `optimizer`, `average`), and plain values."""
+
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    state: Mapping[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one folder; the `keep` newest ones stay."""
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def steps(self) -> list[int]:
+        """The steps there is a checkpoint of, ascending; unchecked."""
+        if not self.folder.is_dir():
+            return []
+        matches = (_NAME.fullmatch(path.name) for path in self.folder.iterdir() if path.is_dir())
+        return sorted(int(match.group(1)) for match in matches if match)
+
+    def save(self, step: int, checkpoint: Checkpoint) -> Path:
+        """Writes the checkpoint of `step`; older ones than the newest `keep` go only after it stands."""
+        path = self._path(step)
+        with atomic_folder(path) as part:
+            for group, tensors in checkpoint.tensors.items():
+                plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+                save_file(plain, part / f"{group}.safetensors")
+            atomic_write_json(part / "state.json", dict(checkpoint.state))
+            manifest = {file.name: _sha256(file) for file in sorted(part.iterdir())}
+            atomic_write_json(part / "manifest.json", manifest)
+        for old in self.steps()[: -self.keep]:
+            shutil.rmtree(self._path(old))
+        return path
+
+    def load(self, step: int) -> Checkpoint:
+        """The checkpoint of `step`, on the CPU; CheckpointError if a file is not as it was saved."""
+        path = self._path(step)
+        try:
+            manifest: dict[str, str] = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+            stray = manifest.keys() ^ {file.name for file in path.iterdir() if file.name != "manifest.json"}
+            if stray:
+                raise ValueError(f"its manifest and its files disagree about {sorted(stray)}")
+            for name, digest in manifest.items():
+                if _sha256(path / name) != digest:
+                    raise ValueError(f"{name} is not the file that was saved (its sha256 differs)")
+            files = [name for name in manifest if name.endswith(".safetensors")]
+            tensors = {name.removesuffix(".safetensors"): load_file(path / name) for name in files}
+            return Checkpoint(tensors, json.loads((path / "state.json").read_text(encoding="utf-8")))
+        except (OSError, SafetensorError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"the checkpoint {path} cannot be read: {error}") from error
+
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole, None if there is none at all.
+
+        A damaged one is renamed to `broken-step-...`, a warning says so, and the one before it is taken.
+        Raises CheckpointError if there were checkpoints and all of them are damaged.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return self.load(step)
+            except CheckpointError as error:
+                path = self._path(step)
+                aside = path.with_name(f"broken-{path.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+                message = f"{error}. It lies in {aside} now; the run falls back to the checkpoint before it."
+                warnings.warn(message, stacklevel=2)
+        if steps:
+            tried = f"{len(steps)} tried; to start anew, remove the folder"
+            raise CheckpointError(f"no checkpoint in {self.folder} can be read ({tried})")
+        return None
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+
+def module_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name, live; a tensor with two names (tied) has the first."""
+    seen: set[tuple[int, torch.Size]] = set()
+    tensors = {}
+    for name, value in module.state_dict().items():
+        if isinstance(value, Tensor) and (value.numel() == 0 or (value.data_ptr(), value.shape) not in seen):
+            seen.add((value.data_ptr(), value.shape))
+            tensors[name] = value
+    return tensors
+
+
+def optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as tensors named `PARAMETER|SLOT`."""
+    tensors = {}
+    for name, parameter in module.named_parameters():
+        for slot, value in optimizer.state.get(parameter, {}).items():
+            if not isinstance(value, Tensor):
+                owner, kind = type(optimizer).__name__, type(value).__name__
+                raise ValueError(f"{owner} keeps {slot!r} as {kind}, wanted a tensor")
+            tensors[f"{name}|{slot}"] = value
+    return tensors
+
+
+@torch.no_grad()
+def restore_tensors(live: Mapping[str, Tensor], saved: Mapping[str, Tensor], what: str) -> None:
+    """Copies saved tensors into live ones in place; CheckpointError if names, shapes or dtypes differ."""
+    missing, unexpected = sorted(live.keys() - saved.keys()), sorted(saved.keys() - live.keys())
+    changed = [name for name, value in live.items() if name in saved and _kind(value) != _kind(saved[name])]
+    if missing or unexpected or changed:
+        raise CheckpointError(
+            f"the checkpoint's {what} does not fit this run: {len(missing)} missing {missing[:3]}, "
+            f"{len(unexpected)} unexpected {unexpected[:3]}, {len(changed)} of another shape or dtype "
+            f"{changed[:3]}; resume with the run that wrote it, or take another folder"
+        )
+    for name, value in live.items():
+        value.copy_(saved[name])
+
+
+@torch.no_grad()
+def restore_optimizer(
+    module: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor]
+) -> None:
+    """Puts tensors of `optimizer_tensors` back; CheckpointError if they do not fit the module."""
+    parameters = dict(module.named_parameters())
+    slots: dict[str, dict[str, Tensor]] = {}
+    for key, value in saved.items():
+        name, _, slot = key.rpartition("|")
+        if name not in parameters or (value.ndim and value.shape != parameters[name].shape):
+            shape = tuple(value.shape)
+            raise CheckpointError(f"the checkpoint's optimizer state {key!r} {shape} fits no parameter")
+        slots.setdefault(name, {})[slot] = value
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    ordered = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    # torch's own loading knows on which device an optimizer wants its step counters
+    state = {number: slots[name] for number, name in enumerate(ordered) if name in slots}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    # fused kernels walk parameter and state side by side, so their strides (channels_last) must agree
+    for parameter, mine in optimizer.state.items():
+        for slot, value in mine.items():
+            if value.ndim:
+                mine[slot] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _kind(value: Tensor) -> tuple[torch.Size, torch.dtype]:
+    return value.shape, value.dtype
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

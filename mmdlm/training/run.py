@@ -1,0 +1,134 @@
+"""A training run as one value: what is trained, on what, how long, with what on the way. Knows no loop."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from mmdlm.diffusion.loss import LossOutput
+from mmdlm.training.ema import Ema
+from mmdlm.training.metrics import Value
+from mmdlm.training.optim import AdamW, Float32, LearningRate, OptimizerSpec, Precision, WarmupCosine
+
+BatchT = TypeVar("BatchT")
+BatchT_co = TypeVar("BatchT_co", covariant=True)
+BatchT_contra = TypeVar("BatchT_contra", contravariant=True)
+
+
+class Objective(Protocol[BatchT_contra]):
+    """What is minimised, for any kind of batch. It never normalises: the trainer divides sums by counts.
+
+    It names the same modalities at every call; one without a token has sum 0, with a graph, and count 0.
+    The batch comes as the source gave it and `rng` is a CPU generator: the objective moves what must move.
+    """
+
+    def __call__(self, module: nn.Module, batch: BatchT_contra, rng: torch.Generator) -> LossOutput: ...
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """An objective whose step may be spread over several micro-batches (`Run.accumulate`)."""
+
+    def part(self, index: int, count: int) -> Any:
+        """The objective for micro-batch `index` of `count`: it draws that part of the step's noise levels."""
+        ...
+
+    def counts(self, batch: Any, rng: torch.Generator) -> dict[str, Tensor]:
+        """What a call with an equal generator would return as `.counts`, without a forward pass."""
+        ...
+
+
+class Batches(Protocol[BatchT_co]):
+    """A source of batches that knows its place; when it is exhausted it is iterated anew (the next epoch).
+
+    `state_dict` (plain JSON values) is the place right behind the batch given last, however far ahead the
+    source has read; a source that loaded it gives what came next.
+    """
+
+    def __iter__(self) -> Iterator[BatchT_co]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any], /) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation(Generic[BatchT]):
+    """Every `every` steps and after the last: the held-out loss by modality, on the averaged weights."""
+
+    every: int
+    batches: Iterable[BatchT]  # gives the same batches at every iteration: a list, for instance
+    num_batches: int | None = None  # None: all of them
+    objective: Objective[BatchT] | None = None  # None: the run's own
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a hook is given. Meanwhile the module holds the averaged weights and is in evaluation mode."""
+
+    step: int  # updates done
+    steps: int  # updates in all
+    module: nn.Module
+    folder: Path  # the run's folder; what a hook writes goes here
+    log: Callable[[Mapping[str, Value]], None]  # adds a record to the metrics
+
+
+Hook = tuple[int, Callable[[Moment], None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Generic[BatchT]):
+    """All of a training run. `Trainer(run).fit()` carries it out, or takes it up where it was left.
+
+    The module is trained where it lies (device, dtype). The loss of a step is the sum over modalities of
+    weight * sum / count, with sums and counts of all of the step's micro-batches.
+    """
+
+    module: nn.Module
+    objective: Objective[BatchT]
+    batches: Batches[BatchT]
+    steps: int
+    folder: Path
+    optimizer: OptimizerSpec = field(default_factory=AdamW)
+    learning_rate: LearningRate = field(default_factory=WarmupCosine)
+    clip: float | None = 1.0  # largest norm of the gradient
+    ema: Ema | None = field(default_factory=Ema)
+    precision: Precision = field(default_factory=Float32)
+    accumulate: int = (
+        1  # micro-batches a step, each one of `batches`; more than one needs a `Divisible` objective
+    )
+    weights: Mapping[str, float] = field(default_factory=dict)  # by modality; 1 where none is given
+    validation: Validation[BatchT] | None = None
+    hooks: tuple[Hook, ...] = ()  # (every, callable): every so many steps and after the last one
+    seed: int = 0  # of the noise; the library never seeds anything else
+    checkpoint_every: int | None = None  # None: only at the end and on a signal
+    keep_checkpoints: int = 2
+    log_every: int = 50
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        rhythms = {"steps": self.steps, "accumulate": self.accumulate, "log_every": self.log_every}
+        rhythms |= {"keep_checkpoints": self.keep_checkpoints}
+        rhythms |= {f"the rhythm of hook {number}": every for number, (every, _) in enumerate(self.hooks)}
+        rhythms |= {} if self.checkpoint_every is None else {"checkpoint_every": self.checkpoint_every}
+        rhythms |= {} if self.validation is None else {"validation.every": self.validation.every}
+        for name, value in rhythms.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip must be above 0 (None: no clipping), got {self.clip}")
+        if self.accumulate > 1 and not isinstance(self.objective, Divisible):
+            name = type(self.objective).__name__
+            raise ValueError(
+                f"accumulate={self.accumulate} needs an objective with part and counts, {name} has none"
+            )
+
+
+def generator(seed: int, *numbers: int) -> torch.Generator:
+    """A CPU generator for the place `numbers` (step, micro-batch) of the stream `seed`: no state to save."""
+    digest = hashlib.blake2b(repr((seed, *numbers)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)

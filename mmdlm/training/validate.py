@@ -1,0 +1,40 @@
+"""Held-out losses by modality: an objective over some batches, with the same noise each time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from mmdlm.training.metrics import Window
+from mmdlm.training.optim import Precision
+from mmdlm.training.run import BatchT, Objective, generator
+
+
+def validate(
+    module: nn.Module,
+    objective: Objective[BatchT],
+    batches: Iterable[BatchT],
+    *,
+    precision: Precision,
+    seed: int,
+) -> dict[str, float]:
+    """Mean per counted position of each modality over `batches`: of the bound where the objective states one.
+
+    Batch i is noised by a generator of (seed, i) alone, so that two calls differ by the weights only. Bounds
+    are in nats per token of their modality. The module is in evaluation mode meanwhile, and after in the mode
+    it was in. Raises ValueError if there is no batch.
+    """
+    training, window, seen = module.training, Window(), 0
+    module.eval()
+    try:
+        with torch.no_grad(), precision.context(next(module.parameters()).device):
+            for index, batch in enumerate(batches):
+                window.add(objective(module, batch, generator(seed, index)))
+                seen += 1
+    finally:
+        module.train(training)
+    if seen == 0:
+        raise ValueError("validation got no batch, wanted at least one")
+    return {**window.losses(), **window.bounds()}

@@ -1,0 +1,101 @@
+"""The network: configuration, initialisation, factorised codes, sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from mmdlm.model import Transformer, TransformerConfig, initialise
+from mmdlm.model.transformer import TokenTable
+
+SMALL = TransformerConfig(vocab_size=40, text=(0, 10), image=(15, 39), mask=39, dim=16, depth=2, num_heads=2)
+
+
+def test_config_is_plain_values() -> None:
+    config = dataclasses.replace(SMALL, digits=(2, 3, 4))
+    assert hash(config) == hash(dataclasses.replace(SMALL, digits=(2, 3, 4)))
+    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    for name in ("text", "image", "digits"):
+        values[name] = tuple(values[name])
+    assert TransformerConfig(**values) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_heads": 3}, "heads"),
+        ({"num_heads": 16}, "even"),
+        ({"num_kv_heads": 3}, "multiple"),
+        ({"text": (0, 41)}, "text ids"),
+        ({"mask": 40}, "mask id"),
+        ({"digits": (5, 5)}, "25 codes"),
+    ],
+)
+def test_impossible_shapes_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMALL, **change)
+
+
+def test_a_codes_row_is_the_sum_over_its_digits() -> None:
+    table = TokenTable(dataclasses.replace(SMALL, digits=(2, 3, 4)))
+    with torch.no_grad():
+        for weight in table.parameters():
+            weight.normal_()
+    d0, d1, d2 = table.digit_tables
+    rows = table.rows()
+    for code in range(24):
+        parts = (d0[code % 2], d1[code // 2 % 3], d2[code // 6])
+        torch.testing.assert_close(rows[15 + code], table.weight[15 + code] + sum(parts))
+    torch.testing.assert_close(rows[:15], table.weight[:15])
+    torch.testing.assert_close(rows[39:], table.weight[39:])
+    for first, last in ((0, 40), (15, 39), (0, 10), (3, 20), (20, 25), (38, 40), (39, 40)):
+        assert torch.equal(table.rows(slice(first, last)), rows[first:last])
+
+
+def test_logits_are_the_head_on_the_normalised_features() -> None:
+    for config in (SMALL, dataclasses.replace(SMALL, tied=True, digits=(2, 3, 4))):
+        network = Transformer(config).double()
+        features = torch.randn(5, 16, dtype=torch.float64)
+        table = network.embedding if network.head is None else network.head
+        scaled = features / (features.square().mean(-1, keepdim=True) + config.norm_eps).sqrt()
+        torch.testing.assert_close(network.logits(features, slice(15, 39)), scaled @ table.rows()[15:39].T)
+
+
+def test_half_precision_features_give_single_precision_logits() -> None:
+    network = Transformer(SMALL)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert network.logits(torch.randn(5, 16), slice(0, 10)).dtype == torch.float32
+
+
+def test_options_add_and_remove_what_they_say() -> None:
+    def names(**change) -> set[str]:
+        return set(Transformer(dataclasses.replace(SMALL, **change)).state_dict())
+
+    plain = names()
+    assert plain - names(tied=True) == {"head.weight"}
+    assert plain - names(modality_embedding=False) == {"modality"}
+    assert all("q_norm" in name or "k_norm" in name for name in plain - names(qk_norm=False))
+    assert len(plain - names(qk_norm=False)) == 4
+    assert {name.split(".", 2)[2] for name in names(qkv_bias=True) - plain} == {"attention.qkv.bias"}
+    added = {name.split(".", 2)[2] for name in names(bias=True) - plain}
+    assert added == {"attention.out.bias", "mlp.gate_up.bias", "mlp.down.bias"}
+
+
+def test_initialise_is_repeatable_and_leaves_the_global_stream_alone() -> None:
+    network = Transformer(SMALL)
+    state = torch.get_rng_state()
+    runs = []
+    for _ in range(2):
+        initialise(network, torch.Generator().manual_seed(3))
+        runs.append({name: value.clone() for name, value in network.state_dict().items()})
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+    assert all(bool(value.isfinite().all()) for value in runs[0].values())
+
+
+def test_grouped_queries_shrink_the_projection() -> None:
+    network = Transformer(dataclasses.replace(SMALL, num_heads=4, num_kv_heads=2))
+    assert network.state_dict()["blocks.0.attention.qkv.weight"].shape == (4 * 4 + 2 * 2 * 4, 16)
