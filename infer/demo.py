@@ -1,4 +1,5 @@
-"""The main job, `make demo`: draws, captions, dreams pairs, inpaints, judges everything exactly, and writes one page."""
+"""The main job, `make demo`: draws, captions, dreams pairs, inpaints, judges everything exactly, and writes
+one page."""
 
 from __future__ import annotations
 
@@ -42,8 +43,9 @@ def main(arguments: Sequence[str]) -> None:
     questions = exam.questions()
     page = Page("mmdlm: one masked-diffusion model, four walks")
     page.paragraph(
-        f"Model {given.model} ({pipe.fingerprint}), seed {given.seed}: the first samples, nothing chosen. Prompts and pictures are "
-        "held-out combinations; green and red are the verdicts of a reader that recovers the exact scene from pixels."
+        f"Model {given.model} ({pipe.fingerprint}), seed {given.seed}: the first samples, nothing chosen. "
+        "Prompts and pictures are combinations held out from training. Green is right and red is wrong, as judged "
+        "by a reader that recovers the exact scene from pixels."
     )
     walks(pipe, questions[0], given.seed, given.out, page)
     show(pipe, questions[:: max(1, len(questions) // 16)][:16], given.seed, given.out, page)
@@ -134,7 +136,7 @@ def tabulate(scores: dict, page: Page) -> None:
     page.table(("task", "exactly right", "95 % interval", "of"), rows)
     law = ", ".join(f"{name} {value:.3f}" for name, value in scores["joint"]["law"].items())
     page.paragraph(
-        f"Joint pairs: {scores['joint']['distinct']} distinct captions; total variation from the data's law: {law}."
+        f"Pairs: {scores['joint']['distinct']} distinct captions; total variation from the data's law: {law}."
     )
 
 
@@ -143,7 +145,8 @@ def compare(pipe: Pipeline, kinds: tuple[str, ...], num: int, seed: int, page: P
     from dataclasses import replace
 
     from mmdlm.evaluate import judge_pairs
-    from mmdlm.sampling import Confidence, Path as Walk
+    from mmdlm.sampling import Confidence
+    from mmdlm.sampling import Path as Walk
 
     policy = pipe.settings["joint"].policy
     if not isinstance(policy, Confidence):
@@ -163,7 +166,8 @@ def compare(pipe: Pipeline, kinds: tuple[str, ...], num: int, seed: int, page: P
 
 
 def ragged(pipe: Pipeline, questions: Sequence[Question], seed: int) -> str:
-    """Sample 3 of a batch of sixteen rows of different tasks, lengths and steps, against the same sample alone."""
+    """Sample 3 of a batch of sixteen rows of different tasks, lengths and steps, against the same sample
+    alone."""
     import torch
 
     from mmdlm.canvas import Canvas

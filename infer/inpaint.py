@@ -1,4 +1,5 @@
-"""Draw the masked part of a picture anew: `python infer/inpaint.py a.png mask.png "a red circle on ..." --out out`."""
+"""Draw the masked part of a picture anew: `python infer/inpaint.py a.png mask.png "a red circle on ..." --out
+out`."""
 
 from __future__ import annotations
 

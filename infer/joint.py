@@ -1,4 +1,5 @@
-"""Dream pairs of caption and picture, both denoised at once: `python infer/joint.py --num 4`, with a prefix or without."""
+"""Dream pairs of caption and picture, both denoised at once: `python infer/joint.py --num 4`, with a prefix
+or without."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Write texts, or fill the holes of one: `python infer/text.py "a small"`, `python infer/text.py "a ___ red circle"`."""
+"""Write texts, or fill the holes of one: `python infer/text.py "a small"`, `python infer/text.py "a ___ red
+circle"`."""
 
 from __future__ import annotations
 

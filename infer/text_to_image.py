@@ -1,4 +1,5 @@
-"""Draw pictures from prompts: `python infer/text_to_image.py "a small red circle on a white background" --out out`."""
+"""Draw pictures from prompts: `python infer/text_to_image.py "a small red circle on a white background" --out
+out`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The exam on scenes: every picture, caption, answer and pair judged exactly, with intervals. Knows a pipeline by its methods."""
+"""The exam on scenes: every picture, caption, answer and pair judged exactly, with intervals.
+
+Knows a pipeline by its methods.
+"""
 
 from __future__ import annotations
 
@@ -140,10 +143,11 @@ def summary(name: str, marks: Sequence[bool], kinds: Sequence[str]) -> dict[str,
 
 
 def judge_pairs(output: Output, kinds: Iterable[str]) -> dict[str, Any]:
-    """Pairs denoised together: do picture and caption agree, how many captions are distinct, and is their law the data's?
+    """Pairs denoised together: do picture and caption agree, how many captions are distinct, and is their law
+    the data's?
 
-    `law` is the total variation between the samples and the generator (training split) for each marginal; a caption
-    that does not parse counts as a value of its own.
+    `law` is the total variation between the samples and the generator (training split) for each marginal; a
+    caption that does not parse counts as a value of its own.
     """
     said = [read_caption(text) for text in output.texts]
     marks = list(map(agree, said, read_pictures(output.images)))

@@ -1,4 +1,7 @@
-"""What a generation gives back: texts, pictures, and a record of how they came about. Knows no model."""
+"""What a generation gives back: texts, pictures, and a record of how they came about.
+
+Knows no model.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,8 @@ class Record:
     software: str
 
     def chunks(self) -> dict[str, str]:
-        """The record as PNG text chunks: `prompt` and `seed` for people and other tools, `mmdlm` with everything as JSON."""
+        """The record as PNG text chunks: `prompt` and `seed` for people and other tools, `mmdlm` with
+        everything as JSON."""
         return {
             "prompt": self.prompt,
             "seed": str(self.seed),
@@ -37,7 +41,10 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """The samples of one call, in the order of its inputs. `texts` or `images` is empty where the task makes none."""
+    """The samples of one call, in the order of its inputs.
+
+    `texts` or `images` is empty where the task makes none.
+    """
 
     texts: tuple[str, ...] = ()
     images: tuple[Image.Image, ...] = ()
@@ -61,7 +68,10 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """One step of a generation that is being watched. Holes are `_` in texts and grey tiles in pictures."""
+    """One step of a generation that is being watched.
+
+    Holes are `_` in texts and grey tiles in pictures.
+    """
 
     step: int
     steps: int
@@ -96,7 +106,10 @@ def save_png(image: Image.Image, path: Path | str, record: Record) -> None:
 
 
 def read_record(path: Path | str) -> Record:
-    """The record inside a PNG written by `save_png`. Raises ValueError where there is none."""
+    """The record inside a PNG written by `save_png`.
+
+    Raises ValueError where there is none.
+    """
     with Image.open(path) as image:
         text = image.info.get("mmdlm")
     if text is None:

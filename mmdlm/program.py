@@ -1,4 +1,7 @@
-"""What the programs in `infer/` and `train/` share: options, loading, and how wrong input ends. Loads no torch by itself."""
+"""What the programs in `infer/` and `train/` share: options, loading, and how wrong input ends.
+
+Loads no torch by itself.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,10 @@ def positive(text: str) -> int:
 
 
 def load(arguments: argparse.Namespace) -> Pipeline:
-    """The pipeline that --model and --device ask for. Raises ValueError that says what is wrong."""
+    """The pipeline that --model and --device ask for.
+
+    Raises ValueError that says what is wrong.
+    """
     # before torch is imported: on shared cores waiting threads must not spin
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
@@ -62,7 +68,10 @@ def load(arguments: argparse.Namespace) -> Pipeline:
 
 
 def open_images(paths: Sequence[str]) -> list[Image.Image]:
-    """Pictures from files, the right way up, in RGB. Raises ValueError naming the file that is none."""
+    """Pictures from files, the right way up, in RGB.
+
+    Raises ValueError naming the file that is none.
+    """
     from mmdlm.data import decode
 
     return [decode(path) for path in paths]
@@ -73,7 +82,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except ValueError as error:
-        print(f"{os.path.basename(sys.argv[0])}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.stderr.write(f"{os.path.basename(sys.argv[0])}: {' '.join(str(error).split())}\n")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

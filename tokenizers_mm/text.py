@@ -119,21 +119,23 @@ def plain_encoder(tokenizer: Tokenizer, ordinary: Iterable[str] = ()) -> tuple[T
     """A copy that cannot read control tokens out of text, and the ids of those tokens.
 
     Every added token counts as control, marked special or not (several families add theirs unmarked), but for
-    the `ordinary` ones and the unknown token. Taking them off the list of added tokens is not enough: a
-    unigram model finds them in its own vocabulary, so there they lose their spelling.
+    the `ordinary` ones and the unknown token. Not to match them is not enough: a unigram model finds them in
+    its own vocabulary, so they lose their spelling. Every id stays what it was.
     """
     values = json.loads(tokenizer.to_str())
     model = values["model"]
+    words = frozenset(ordinary)
+    kept = words | ({model["unk_token"]} if model.get("unk_token") else set())
     unknown = model.get("unk_id") if model["type"] == "Unigram" else None
-    kept = frozenset(ordinary) | ({model["unk_token"]} if model.get("unk_token") else set())
     control = {
-        added["id"]: added["content"]
+        added["id"]
         for added in values["added_tokens"]
         if added["content"] not in kept and added["id"] != unknown
     }
-    values["added_tokens"] = [
-        added for added in values["added_tokens"] if added["content"] in frozenset(ordinary)
-    ]
+    for added in values["added_tokens"]:
+        added["special"] = added["content"] not in words
+        if added["id"] in control:
+            added["content"] = unspeakable(added["id"])
     values["post_processor"] = None  # it frames sequences by control tokens
     values["truncation"] = values["padding"] = None
     if model["type"] == "Unigram":
@@ -147,7 +149,9 @@ def plain_encoder(tokenizer: Tokenizer, ordinary: Iterable[str] = ()) -> tuple[T
             unspeakable(number) if number in control and piece not in merged else piece: number
             for piece, number in model["vocab"].items()
         }
-    return Tokenizer.from_str(json.dumps(values)), frozenset(control)
+    plain = Tokenizer.from_str(json.dumps(values))
+    plain.encode_special_tokens = True  # special tokens are encoded as if they were none
+    return plain, frozenset(control)
 
 
 def unspeakable(number: int) -> str:

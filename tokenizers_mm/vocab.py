@@ -1,4 +1,7 @@
-"""One id space for text, special tokens, image codes and the mask. Knows no tokenizer and no model."""
+"""One id space for text, special tokens, image codes and the mask.
+
+Knows no tokenizer and no model.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,9 @@ SPECIALS = (
 class Vocab:
     """Which ids mean what.
 
-    Ids are laid out as text ids, then the specials with `end` first, then image codes, then the mask, so that the ids that
-    may stand at a text position (text and `end`) are one slice. Published families state their own numbers instead.
+    Ids are laid out as text ids, then the specials with `end` first, then image codes, then the mask, so that
+    the ids that may stand at a text position (text and `end`) are one slice. Published families state their
+    own numbers instead.
     """
 
     size: int  # rows of the embedding table that are in use

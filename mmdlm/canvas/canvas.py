@@ -1,4 +1,7 @@
-"""The record that flows: a batch of token sequences with holes. Knows no model, no noise and no tokenizer."""
+"""The record that flows: a batch of token sequences with holes.
+
+Knows no model, no noise and no tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,9 @@ class Canvas:
     """A batch of B rows of L positions, some of them fillable (noised in training, generated in sampling).
 
     `masked` says which positions are not clean yet; it is authoritative and never re-derived from the ids.
-    `span` numbers the runs of a row 0, 1, ... from the left: each text and each image is one run; -1 is structure
-    (begin-of-image and its kin) and padding. `segment` is the document inside a packed row, -1 at padding.
+    `span` numbers the runs of a row 0, 1, ... from the left: each text and each image is one run; -1 is
+    structure (begin-of-image and its kin) and padding. `segment` is the document inside a packed row, -1 at
+    padding.
     """
 
     tokens: Tensor  # (B, L) long     ids of the one vocabulary
@@ -87,7 +91,8 @@ class Canvas:
 
     @staticmethod
     def concat(canvases: Sequence[Canvas]) -> Canvas:
-        """All rows under one another, padded to the longest; optional columns must be present in all or in none."""
+        """All rows under one another, padded to the longest; optional columns must be present in all or in
+        none."""
         length = max(canvas.shape[1] for canvas in canvases)
         padded = [canvas.pad_to(length) for canvas in canvases]
         columns = {}
@@ -102,7 +107,8 @@ class Canvas:
         return Canvas(**columns)
 
     def hide(self, where: Tensor, mask_id: int) -> Canvas:
-        """The canvas with the positions `where` (B, L) bool turned into holes; the given ids are gone from `tokens`."""
+        """The canvas with the positions `where` (B, L) bool turned into holes; the given ids are gone from
+        `tokens`."""
         return replace(self, tokens=self.tokens.masked_fill(where, mask_id), masked=self.masked | where)
 
     def _map(self, change) -> Canvas:

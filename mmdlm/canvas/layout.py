@@ -1,4 +1,7 @@
-"""Runs of text and image become the columns of a row, and are read back. Knows no tokenizer and no task."""
+"""Runs of text and image become the columns of a row, and are read back.
+
+Knows no tokenizer and no task.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ from mmdlm.canvas.canvas import IMAGE, TEXT, Canvas
 
 @dataclass(frozen=True)
 class Run:
-    """One span of a row and the structure tokens around it. Give `length` for text, `grid` (h, w) for an image."""
+    """One span of a row and the structure tokens around it.
+
+    Give `length` for text, `grid` (h, w) for an image.
+    """
 
     length: int = 0
     grid: tuple[int, int] | None = None
@@ -31,8 +37,8 @@ class Run:
 class Fill:
     """What stands in one run of a batch of B rows.
 
-    `holes` (B, n) bool says which positions are still to be generated; `open` (B, n) bool which may be noised or
-    generated at all, by default the holes. Ids under holes are not kept.
+    `holes` (B, n) bool says which positions are still to be generated; `open` (B, n) bool which may be noised
+    or generated at all, by default the holes. Ids under holes are not kept.
     """
 
     ids: Tensor  # (B, n) long
@@ -62,7 +68,7 @@ class Frame:
 
     @cached_property
     def _columns(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """tokens (L,), modality (L,), position (L, 2) and span (L,); tokens of spans are 0."""
+        """Tokens (L,), modality (L,), position (L, 2) and span (L,); tokens of spans are 0."""
         tokens, modality, span = [], [], []
         position, offset = [], 0
         for number, run in enumerate(self.runs):
@@ -88,7 +94,10 @@ class Frame:
         )
 
     def canvas(self, fills: Sequence[Fill], *, mask: int) -> Canvas:
-        """A canvas of B rows; one `Fill` a run. Holes hold the id `mask`."""
+        """A canvas of B rows; one `Fill` a run.
+
+        Holes hold the id `mask`.
+        """
         if len(fills) != len(self.runs):
             raise ValueError(f"{len(fills)} fills for {len(self.runs)} runs")
         batch = fills[0].ids.shape[0]
@@ -111,7 +120,8 @@ class Frame:
         return canvas.hide(masked, mask)
 
     def read(self, canvas: Canvas, span: int) -> Tensor:
-        """The ids of one run, (B, n) for text and (B, h, w) for an image; `canvas` may be padded on the right."""
+        """The ids of one run, (B, n) for text and (B, h, w) for an image; `canvas` may be padded on the
+        right."""
         ids = canvas.tokens[:, self.places[span]]
         grid = self.runs[span].grid
         return ids if grid is None else ids.unflatten(1, grid)

@@ -1,4 +1,7 @@
-"""What a model is asked and what it answers: rows, parts, and the two protocols. Knows no network and no sampler."""
+"""What a model is asked and what it answers: rows, parts, and the two protocols.
+
+Knows no network and no sampler.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ T = TypeVar("T")
 class Rows:
     """Some positions of a canvas, named without a host sync.
 
-    On the CPU M is exact and all of `valid` is True. On an accelerator M is a bound the host knows beforehand; entries
-    that are not `valid` point at some position and must not count.
+    On the CPU M is exact and all of `valid` is True. On an accelerator M is a bound the host knows
+    beforehand; entries that are not `valid` point at some position and must not count.
     """
 
     index: Tensor  # (M,) long   flat positions b * L + i
@@ -27,7 +30,8 @@ class Rows:
 
     @staticmethod
     def of(where: Tensor, bound: int | None = None) -> Rows:
-        """The positions where `where` (B, L) is True, in row-major order; `bound` is the M of an accelerator."""
+        """The positions where `where` (B, L) is True, in row-major order; `bound` is the M of an
+        accelerator."""
         flat = where.reshape(-1)
         if flat.device.type == "cpu":
             index = flat.nonzero().squeeze(1)
@@ -87,7 +91,8 @@ class Predict(Protocol):
     def __call__(
         self, canvas: Canvas, rows: Rows, *, reduce: Callable[[Part], T] | None = None
     ) -> list[Part] | list[T]:
-        """Logits at `rows`, one `Part` a vocabulary range; with `reduce`, its results over chunks of rows instead."""
+        """Logits at `rows`, one `Part` a vocabulary range; with `reduce`, its results over chunks of rows
+        instead."""
         ...
 
 

@@ -1,5 +1,6 @@
 """Samples and where they come from: pictures, texts, sources, loader, and the built-in scenes."""
 
+from mmdlm.data.encoded import Encoded, EncodedFolder, write_encoded
 from mmdlm.data.images import CentreCrop, ImageError, Letterbox, Skip, Stop, decode, fit, to_array, to_rgb
 from mmdlm.data.indexed import Endless, Indexed, InOrder, Listed, Order, Shuffled
 from mmdlm.data.loader import Batches
@@ -16,6 +17,8 @@ __all__ = [
     "Chunks",
     "Columns",
     "Description",
+    "Encoded",
+    "EncodedFolder",
     "Endless",
     "ImageError",
     "ImageFolder",
@@ -49,4 +52,5 @@ __all__ = [
     "split_of",
     "to_array",
     "to_rgb",
+    "write_encoded",
 ]

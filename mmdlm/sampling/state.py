@@ -106,9 +106,7 @@ class State:
 
     @staticmethod
     def join(first: State, second: State) -> State:
-        """The rows of both, each with its own step, clock and stream; the shorter rows are padded on the
-        right.
-        """
+        """The rows of both, each with its own clock and stream; shorter rows are padded on the right."""
         canvas = Canvas.concat([first.canvas, second.canvas])
         length = canvas.shape[1]
         columns = {}

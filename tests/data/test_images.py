@@ -197,6 +197,13 @@ def test_what_is_broken_is_one_error_that_names_the_file(name, tmp_path):
         decode(broken()[name], name="row 7")
 
 
+def test_no_file_is_handed_to_another_program():
+    with pytest.raises(
+        ImageError, match="of a format that is not read here"
+    ):  # not: no Ghostscript was found
+        decode(broken()["program.eps"])
+
+
 def test_what_is_no_file_is_the_same_error(tmp_path):
     for path in (tmp_path / "absent.png", tmp_path, tmp_path / "nul\0.png"):
         with pytest.raises(ImageError):

@@ -218,6 +218,7 @@ def test_a_source_resumes_exactly(stop):
     whole = take(Listed(lambda index: index, 7, order=Shuffled(3)), 23)
     for epoch in range(3):
         assert sorted(whole[7 * epoch : 7 * epoch + 7]) == list(range(7))
+    assert whole[:7] != whole[7:14]
     first = Listed(lambda index: index, 7, order=Shuffled(3))
     begun = take(first, stop) if stop else []
     second = Listed(lambda index: index, 7, order=Shuffled(3))

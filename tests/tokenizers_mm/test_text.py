@@ -158,3 +158,13 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0"}))
     with pytest.raises(ValueError, match=r"no tokenizer\.json"):
         BytePairTokenizer.load(tmp_path)
+
+
+def test_ids_stay_what_they_were_when_only_some_added_tokens_are_words():
+    theirs = byte_level()
+    theirs.add_tokens(["<a>", "<b>", "<c>"])
+    ours = BytePairTokenizer(theirs, ordinary=["<b>"])
+    ids = ours.encode("<a><b><c>\ufdd0256")
+    assert ids.count(257) == 1
+    assert not {256, 258} & set(ids)
+    assert ours.decode(ids) == "<a><b><c>\ufdd0256"

@@ -1,4 +1,5 @@
-"""The built-in model from nothing: it draws its own data, trains both tokenizers and the transformer, saves the folder."""
+"""The built-in model from nothing: it draws its own data, trains both tokenizers and the transformer, saves
+the folder."""
 
 from __future__ import annotations
 
@@ -7,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from mmdlm import Pipeline
 from mmdlm.canvas import Canvas, Layout
+from mmdlm.codec import Codec
 from mmdlm.data import Batches, Scenes, Split, agree, read_caption
 from mmdlm.diffusion import Absorbing, Diagonal, Edges, ExactCount, Linear, Masking, Mixture, Square
 from mmdlm.evaluate import KINDS, Exam, read_pictures, world
-from mmdlm.model import Predictor, Transformer, TransformerConfig
 from mmdlm.pretrained import Settings
+from mmdlm.report import sheet
 from mmdlm.sampling import Confidence
 from mmdlm.training import AdamW, BFloat16Autocast, Ema, Moment, Reconstruction, Run, Validation, WarmupCosine
 from tokenizers_mm import Autoencoder, AutoencoderConfig, BytePairTokenizer, Vocab, measure
@@ -27,8 +28,10 @@ CARD = """# scenes
 A masked-diffusion transformer over captions and 64 x 64 pictures of simple scenes, with its tokenizers. Trained from
 nothing by `train/recipes/scenes.py` on pictures and captions that `mmdlm.data.Scenes` draws: no outside data.
 
-- kinds of scene: {kinds}; lattice {lattice} pixels; held-out attribute combinations and three (colour, shape) pairs never seen
-- transformer: {parameters:,} parameters, {steps} steps of {batch} rows; tokenizer: {tokenizer}
+- kinds of scene: {kinds}; lattice {lattice} pixels; held-out attribute combinations and three
+  (colour, shape) pairs never occur in training
+- transformer: {parameters:,} parameters, {steps} steps of {batch} rows
+- tokenizer on held-out pictures: {tokenizer}
 """
 
 
@@ -45,9 +48,10 @@ def recipe(
     seed: int = 0,
     progress: bool = True,
 ) -> Iterator[Run]:
-    """Image tokenizer, then transformer; the finished model stands in OUT/model. Run it again to take it up again.
+    """Image tokenizer, then transformer; the finished model stands in OUT/model.
 
-    kinds: which scenes, of one, two, three, groups. batch: rows a step, a quarter of them questions.
+    Run it again to take it up again.
+        kinds: which scenes, of one, two, three, groups. batch: rows a step, a quarter of them questions.
     """
     torch.manual_seed(seed)  # the first weights
     source, everything = world(kinds, seed=seed), world(KINDS, seed=seed)
@@ -58,32 +62,15 @@ def recipe(
     )
     text_tokenizer = BytePairTokenizer.train(sentences(everything, 8000), size=400)
     layout = layout_of(text_tokenizer, image_tokenizer, everything)
-    vocab = layout.vocab
-    config = TransformerConfig(
-        vocab_size=vocab.size,
-        text=(vocab.text.start, vocab.text.stop),
-        image=(vocab.image.start, vocab.image.stop),
-        mask=vocab.mask,
-        dim=dim,
-        depth=depth,
-        num_heads=dim // 32,
-        digits=image_tokenizer.digits,
-    )
-    predictor = Predictor(Transformer(config))
-    settings = default_settings()
-    pipe = Pipeline(
-        transformer=predictor,
-        text_tokenizer=text_tokenizer,
-        image_tokenizer=image_tokenizer,
-        layout=layout,
-        settings=settings,
-    )
+    codec = Codec(text_tokenizer, image_tokenizer, layout)
+    pipe = Pipeline.untrained(codec, dim=dim, depth=depth, settings=default_settings())
+    predictor = pipe.transformer
     collate = Collate(pipe, source)
     held_out = Collate(pipe, world(kinds, seed=seed + 1, split=Split.HELD_OUT))
     times = Mixture(((0.25, Square()), (0.15, Diagonal()), (0.6, Edges(text=0.35, image=0.65, hide=0.1))))
     yield Run(
         module=predictor,
-        objective=Masking(Absorbing(vocab.mask), times, ExactCount()),
+        objective=Masking(Absorbing(layout.vocab.mask), times, ExactCount()),
         batches=Batches(int, batch, collate=collate, prefetch=1),
         steps=steps,
         folder=out / "transformer",
@@ -150,10 +137,7 @@ class Examine:
         ]
         right = [agree(read_caption(text), q.scene) for text, q in zip(told, self.questions, strict=True)]
         moment.log({"text_to_image.exact": sum(exact) / len(exact), "caption.exact": sum(right) / len(right)})
-        sheet = Image.new("RGB", (8 * 66, 8 * 66), "white")
-        for place, image in enumerate(drawn[:64]):
-            sheet.paste(image, (place % 8 * 66 + 1, place // 8 * 66 + 1))
-        sheet.save(moment.folder / f"samples-{moment.step:06d}.png")
+        sheet(drawn[:64]).save(moment.folder / f"samples-{moment.step:06d}.png")
 
 
 def tokenizer_run(module: Autoencoder, source: Scenes, folder: Path, steps: int, progress: bool) -> Run:
@@ -173,7 +157,8 @@ def tokenizer_run(module: Autoencoder, source: Scenes, folder: Path, steps: int,
 
 
 def windows(source: Scenes, indices: list[int], rng: np.random.Generator) -> Tensor:
-    """For each scene 32 x 32 pixels on the lattice that hold one of its objects: most of a whole picture is background."""
+    """For each scene 32 x 32 pixels on the lattice that hold one of its objects: most of a whole picture is
+    background."""
     crops = []
     for index in indices:
         scene = source.scene(index)
@@ -187,7 +172,8 @@ def windows(source: Scenes, indices: list[int], rng: np.random.Generator) -> Ten
 
 
 def layout_of(text: BytePairTokenizer, image: Autoencoder, source: Scenes) -> Layout:
-    """Rows with room for the longest of a few thousand sentences; pairs and questions of one length, so nothing is padded."""
+    """Rows with room for the longest of a few thousand sentences; pairs and questions of one length, so
+    nothing is padded."""
     count, room = 4000, {"caption": 0, "question": 0, "answer": 0}
     for index in range(count):
         scene = source.scene(index)

@@ -1,0 +1,97 @@
+"""Words and pictures become ids, and ids words and pictures.
+
+Knows no model and no task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmdlm.canvas import Layout
+from mmdlm.data import fit, to_rgb
+from tokenizers_mm import ImageTokenizer, TextTokenizer
+
+_AT_ONCE = 64  # pictures that go through the image tokenizer together
+_HOLE = 128  # grey of what is not drawn yet
+
+
+@dataclass(frozen=True)
+class Codec:
+    """The two tokenizers of a model and the layout of its rows."""
+
+    text_tokenizer: TextTokenizer
+    image_tokenizer: ImageTokenizer
+    layout: Layout
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side of the pictures that the model reads and draws."""
+        return self.layout.grid[0] * self.image_tokenizer.downsample
+
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """Pictures scaled and cropped to the model's size, (B, 3, H, W) float32 in [-1, 1]."""
+        stacked = np.stack([np.asarray(fit(to_rgb(image), self.image_size)) for image in images])
+        return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+    def covered(self, masks: Sequence[Image.Image]) -> Tensor:
+        """Which pixels of the model's size any pixel of a mask that is not 0 reaches, (B, H, W) bool."""
+        whole = [Image.fromarray(np.asarray(mask.convert("L")) > 0).convert("RGB") for mask in masks]
+        scaled = [fit(mask, self.image_size, resample=Image.Resampling.BOX) for mask in whole]
+        return torch.from_numpy(np.stack([np.asarray(mask)[..., 0] > 0 for mask in scaled]))
+
+    def touched(self, covered: Tensor) -> Tensor:
+        """Which patches hold a covered pixel: (B, H, W) bool -> (B, h, w) bool."""
+        height, width = self.layout.grid
+        return covered.unflatten(1, (height, -1)).unflatten(3, (width, -1)).any(4).any(2)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> image codes (B, h, w) long."""
+        return torch.cat([self.image_tokenizer.encode(part) for part in pixels.split(_AT_ONCE)])
+
+    def decode(self, codes: Tensor, holes: Tensor | None = None) -> list[Image.Image]:
+        """Pictures of image codes (B, h, w) long; patches of `holes` (B, h, w) bool are grey, their codes
+        ignored."""
+        known = codes if holes is None else codes.masked_fill(holes, 0)
+        images = torch.cat([self.image_tokenizer.decode(part) for part in known.split(_AT_ONCE)])
+        pixels = ((images + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+        if holes is not None:
+            factor = self.image_tokenizer.downsample
+            grey = holes.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+            pixels = pixels.masked_fill(grey[..., None].to(pixels.device), _HOLE)
+        return [Image.fromarray(image) for image in pixels.cpu().numpy()]
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text; whatever it spells, they are ordinary text."""
+        return [self.text_tokenizer.encode(text) for text in texts]
+
+    def ids_with_holes(self, text: str, hole: str) -> list[int | None]:
+        """Ids with None for each `hole` of the text.
+
+        A token brings its own leading space, so that before a hole is dropped.
+        """
+        pieces = text.split(hole)
+        ids: list[int | None] = []
+        for number, piece in enumerate(pieces):
+            last = number == len(pieces) - 1
+            ids += self.text_tokenizer.encode(piece if last else piece.rstrip(" "))
+            ids += [] if last else [None]
+        return ids
+
+    def read(self, ids: list[int], holes: list[bool]) -> str:
+        """The text of a run up to its first `end`; each hole before that is ` _`."""
+        end, text = self.layout.vocab.specials["end"], ""
+        known: list[int] = []
+        for number, hole in zip(ids, holes, strict=True):
+            if hole:
+                text, known = text + self.text_tokenizer.decode(known) + " _", []
+            elif number == end:
+                break
+            else:
+                known.append(number)
+        return text + self.text_tokenizer.decode(known)

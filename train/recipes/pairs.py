@@ -1,0 +1,184 @@
+"""One's own image-text pairs: any imagefolder through both tokenizers and the transformer, with samples on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmdlm import Pipeline
+from mmdlm.canvas import Canvas, Layout
+from mmdlm.codec import Codec
+from mmdlm.data import Batches, Encoded, ImageError, ImageFolder, Listed, Sample, Shuffled, Skip, decode, fit
+from mmdlm.diffusion import Absorbing, Diagonal, Edges, ExactCount, Linear, Masking, Mixture, Square
+from mmdlm.pretrained import Settings
+from mmdlm.report import sheet
+from mmdlm.sampling import Confidence
+from mmdlm.training import AdamW, BFloat16Autocast, Ema, Moment, Reconstruction, Run, WarmupCosine
+from tokenizers_mm import Autoencoder, AutoencoderConfig, BytePairTokenizer, Vocab
+
+LAWS = Mixture(((0.25, Square()), (0.15, Diagonal()), (0.6, Edges(text=0.4, image=0.6, hide=0.1))))
+
+
+def recipe(
+    *,
+    data: Path,
+    out: Path = Path("runs/pairs"),
+    rows: int | None = None,
+    size: int = 64,
+    tokenizer_steps: int = 3000,
+    steps: int = 5000,
+    batch: int = 32,
+    lr: float = 1e-3,
+    dim: int = 256,
+    depth: int = 6,
+    text_vocabulary: int = 2000,
+    samples_every: int = 250,
+    seed: int = 0,
+    progress: bool = True,
+) -> Iterator[Run]:
+    """Tokenizers, then transformer; the model stands in OUT/model, contact sheets beside the checkpoints.
+
+    data: a folder of pictures with metadata.jsonl or metadata.csv (file_name, text). rows: only the first so many. size: pixels
+    a side, a multiple of 8; pictures are scaled and cropped to it. Pictures that cannot be read are left out and named.
+    """
+    torch.manual_seed(seed)  # the first weights
+    skip = Skip()
+    folder = ImageFolder(data, load=lambda path: fit(decode(path), size), on_error=skip)
+    samples = read(folder, rows, skip)
+    pictures = pixels(samples)
+    image_tokenizer = Autoencoder(AutoencoderConfig(levels=(8, 8, 8, 8), context=3))
+    yield Run(
+        module=image_tokenizer,
+        objective=Reconstruction(),
+        batches=Batches(
+            Listed(int, len(samples), order=Shuffled(seed)), batch, collate=lambda items, rng: pictures[items]
+        ),
+        steps=tokenizer_steps,
+        folder=out / "image_tokenizer",
+        optimizer=AdamW(lr=2e-3, weight_decay=0.01),
+        learning_rate=WarmupCosine(warmup=50, floor=0.01),
+        ema=None,
+        hooks=((samples_every, Rebuild(pictures[:32])),),
+        checkpoint_every=500,
+        progress=progress,
+    )
+    codes = torch.cat([image_tokenizer.encode(part) for part in pictures.split(64)]).numpy()
+    pairs = [Encoded(sample.name, code, sample.texts) for sample, code in zip(samples, codes, strict=True)]
+    text_tokenizer = BytePairTokenizer.train(
+        [text for pair in pairs for text in pair.texts], size=text_vocabulary
+    )
+    pipe = build(pairs, text_tokenizer, image_tokenizer, dim=dim, depth=depth)
+    yield Run(
+        module=pipe.transformer,
+        objective=Masking(Absorbing(pipe.layout.vocab.mask), LAWS, ExactCount()),
+        batches=Batches(
+            Listed(pairs.__getitem__, len(pairs), order=Shuffled(seed)), batch, collate=Rows(pipe), prefetch=1
+        ),
+        steps=steps,
+        folder=out / "transformer",
+        optimizer=AdamW(lr=lr, weight_decay=0.05),
+        learning_rate=WarmupCosine(warmup=100, floor=0.02),
+        ema=Ema(decay=0.998),
+        precision=BFloat16Autocast(),
+        hooks=((samples_every, Look(pipe, samples[:16])),),
+        checkpoint_every=250,
+        seed=seed,
+        progress=progress,
+    )
+    pipe.save_pretrained(
+        out / "model", card=f"# {out.name}\n\nTrained by train/recipes/pairs.py on {len(pairs)} pairs.\n"
+    )
+
+
+class Rows:
+    """Encoded pairs become rows, each with one of its texts."""
+
+    def __init__(self, pipe: Pipeline) -> None:
+        self.pipe = pipe
+
+    def __call__(self, pairs: list[Encoded], rng: np.random.Generator) -> Canvas:
+        texts = [pair.texts[int(rng.integers(len(pair.texts)))] for pair in pairs]
+        codes = torch.from_numpy(np.stack([pair.codes for pair in pairs])).long()
+        return self.pipe.layout.pairs([self.pipe.text_tokenizer.encode(text) for text in texts], codes)
+
+
+class Rebuild:
+    """A hook: pictures above, what their codes give below."""
+
+    def __init__(self, pictures: Tensor) -> None:
+        self.pictures = pictures
+
+    def __call__(self, moment: Moment) -> None:
+        assert isinstance(moment.module, Autoencoder)
+        rebuilt = moment.module.decode(moment.module.encode(self.pictures))
+        shown = [
+            picture
+            for part in zip(self.pictures.split(8), rebuilt.split(8), strict=True)
+            for picture in torch.cat(part)
+        ]
+        sheet([image_of(picture) for picture in shown]).save(moment.folder / f"rebuilt-{moment.step:06d}.png")
+
+
+class Look:
+    """A hook: a contact sheet of training captions drawn, and how the training pictures are captioned."""
+
+    def __init__(self, pipe: Pipeline, samples: list[Sample]) -> None:
+        self.pipe = pipe
+        self.samples = samples
+
+    def __call__(self, moment: Moment) -> None:
+        pictures = [Image.fromarray(sample.image) for sample in self.samples if sample.image is not None]
+        drawn = self.pipe.text_to_image([sample.texts[0] for sample in self.samples], progress=False).images
+        told = self.pipe.caption(pictures, progress=False).texts
+        sheet([*pictures[:8], *drawn[:8], *pictures[8:], *drawn[8:]]).save(
+            moment.folder / f"samples-{moment.step:06d}.png"
+        )
+        lines = [f"{sample.texts[0]}\t{text}" for sample, text in zip(self.samples, told, strict=True)]
+        (moment.folder / f"captions-{moment.step:06d}.txt").write_text("\n".join(lines) + "\n", "utf-8")
+        named = sum(text in sample.texts for sample, text in zip(self.samples, told, strict=True))
+        moment.log({"captions.equal": named / len(self.samples)})
+
+
+def read(folder: ImageFolder, rows: int | None, skip: Skip) -> list[Sample]:
+    """The first rows of the folder, pictures that cannot be read left out. Raises ValueError when nothing is left."""
+    samples = []
+    for index in range(len(folder) if rows is None else min(rows, len(folder))):
+        try:
+            samples.append(folder[index])
+        except ImageError as error:
+            skip(error)
+    if skip.count:
+        print(f"left out {skip.count} pictures: {skip.failures}")
+    if not samples:
+        raise ValueError(f"{folder.path}: not one picture could be read")
+    return samples
+
+
+def build(
+    pairs: list[Encoded], text: BytePairTokenizer, image: Autoencoder, *, dim: int, depth: int
+) -> Pipeline:
+    """An untrained pipeline whose rows hold the longest of the texts."""
+    vocab = Vocab.build(num_text=text.size, num_codes=image.size)
+    longest = max(len(text.encode(said)) for pair in pairs for said in pair.texts)
+    height, width = pairs[0].codes.shape
+    layout = Layout(vocab=vocab, grid=(height, width), caption=longest + 1, question=1, answer=1)
+    drawing = Settings(steps=16, guidance={"image": 1.0})
+    writing = Settings(steps=8, policy=Confidence(schedule=Linear(), temperature=0.0))
+    settings = {"text_to_image": drawing, "inpaint": drawing, "caption": writing, "joint": Settings(steps=32)}
+    return Pipeline.untrained(Codec(text, image, layout), dim=dim, depth=depth, settings=settings)
+
+
+def pixels(samples: list[Sample]) -> Tensor:
+    """(N, 3, H, W) float32 in [-1, 1]."""
+    stacked = np.stack([sample.image for sample in samples if sample.image is not None])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+def image_of(picture: Tensor) -> Image.Image:
+    """(3, H, W) in [-1, 1] -> a picture."""
+    return Image.fromarray(((picture + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
