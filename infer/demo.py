@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
     page = Page("mmdlm: one masked-diffusion model, four walks")
     page.paragraph(
         f"Model {given.model} ({pipe.fingerprint}), seed {given.seed}: the first samples, nothing chosen. "
-        "Prompts and pictures are combinations held out from training. Green is right and red is wrong, as judged "
+        "Prompts and pictures are combinations held out from training. Green is right, red wrong, as judged "
         "by a reader that recovers the exact scene from pixels."
     )
     walks(pipe, questions[0], given.seed, given.out, page)

@@ -84,7 +84,7 @@ class Moment:
 class Score:
     """Bounds on the log-likelihood of image-text pairs, in nats a pair; each a tuple over the pairs.
 
-    All are lower bounds on log p (negated any-order bounds, arXiv:2406.07524 eq. 10 with exact counts), except
+    All are lower bounds on log p (any-order bounds, arXiv:2406.07524 eq. 10 with exact counts), except
     `pmi` = joint - text - image, a difference of bounds, which is itself no bound.
     """
 

@@ -399,7 +399,7 @@ class Pipeline:
     def untrained(
         cls, codec: Codec, *, dim: int = 192, depth: int = 6, settings: Mapping[str, Settings] | None = None
     ) -> Pipeline:
-        """A pipeline around a new transformer of `depth` layers of width `dim`, a multiple of 32 (the width of a head).
+        """A pipeline around a new transformer of `depth` layers and width `dim`, a multiple of 32 (a head).
 
         The first weights are drawn from torch's global generator.
         """

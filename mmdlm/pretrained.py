@@ -140,8 +140,8 @@ def load_parts(name_or_path: Path | str) -> Parts:
     settings = from_json(folder.generation, _CLASSES, place=f"{folder.path}/generation_config.json")
     if (text.size, image.size) != (vocab.num_text, vocab.num_codes):
         raise ValueError(
-            f"{folder.path}: tokenizers of {text.size} text ids and {image.size} codes do not fit the transformer's "
-            f"{vocab.num_text} and {vocab.num_codes}"
+            f"{folder.path}: tokenizers of {text.size} text ids and {image.size} codes do not fit the "
+            f"{vocab.num_text} and {vocab.num_codes} of its vocabulary"
         )
     layout = Layout(
         vocab=vocab,

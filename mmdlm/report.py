@@ -19,7 +19,8 @@ from mmdlm.output import Moment
 INK, PALE, RIGHT, WRONG = (30, 30, 40), (205, 205, 212), (20, 140, 60), (200, 40, 40)
 _SCALE = 3  # pixels of a walk for one of the model
 _FONT = 13
-_STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1e1e28}
+_STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem}
+body{color:#1e1e28}
 h1{font-size:1.7rem}h2{font-size:1.15rem;margin-top:2.2rem;border-bottom:1px solid #ddd}
 img{image-rendering:pixelated;max-width:100%}figure{display:inline-block;margin:.4rem;vertical-align:top}
 figcaption{font-size:.8rem;max-width:15rem}.right{color:#148c3c}.wrong{color:#c82828}

@@ -29,9 +29,7 @@ class AutoencoderConfig:
     encoder_blocks: tuple[int, ...] = (0, 1, 2)  # residual blocks of each stage
     decoder_blocks: tuple[int, ...] = (1, 1, 2)
     levels: tuple[int, ...] = (8, 8, 8)  # of FSQ
-    context: int = (
-        1  # kernel of the encoder's blocks; 1: a code depends on its own patch alone; 3, 5: it looks around
-    )
+    context: int = 1  # kernel of the encoder's blocks; 1: a code depends on its own patch alone
 
     def __post_init__(self) -> None:
         if not self.channels or min(self.channels) < 1:

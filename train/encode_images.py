@@ -1,4 +1,4 @@
-"""Turn an imagefolder into codes once, for every later run: `python train/encode_images.py DATA --out codes --model MODEL`."""
+"""Turn an imagefolder into codes once: `python train/encode_images.py DATA --out codes --model MODEL`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = options(__doc__ or "")
     parser.add_argument("data", type=Path, help="folder of pictures with metadata.jsonl or metadata.csv")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument(
-        "--columns", default="text", help="metadata columns with texts; with commas (default: text)"
-    )
+    parser.add_argument("--columns", default="text", help="columns with texts (default: text)")
     parser.add_argument(
         "--skip", action="store_true", help="leave out pictures that cannot be read, and say which"
     )

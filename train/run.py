@@ -9,15 +9,12 @@ earlier one. The same command takes an interrupted run up again. Exit status: 0 
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "PASSIVE"
-)  # before torch: on shared cores waiting threads must not spin
+from mmdlm.program import prepare_process
 
 if TYPE_CHECKING:
     from mmdlm.training import Run
@@ -34,6 +31,7 @@ def main(arguments: Sequence[str]) -> int:
         usage = USAGE.format(names=shipped())
         print(f"{__doc__}\n{usage}" if asked else usage, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
+    prepare_process()
     from mmdlm.io import parse_arguments, signature
 
     recipe = load(find(words[0]))

@@ -1,4 +1,4 @@
-"""Image-text pairs whose pictures are codes already: written once, read at every epoch; knows no tokenizer."""
+"""Image-text pairs whose pictures are codes already: written once, read often; knows no tokenizer."""
 
 from __future__ import annotations
 
@@ -62,12 +62,14 @@ class EncodedFolder(Indexed[Encoded]):
 
 
 def write_encoded(path: Path | str, pairs: Sequence[Encoded]) -> None:
-    """Write pairs as a folder, whole or not at all. Raises ValueError for none, or codes of different shapes."""
+    """Write pairs as a folder, whole or not at all.
+
+    Raises ValueError for none, or for codes of several shapes.
+    """
     shapes = {pair.codes.shape for pair in pairs}
     if len(shapes) != 1:
-        raise ValueError(
-            f"wanted pairs with codes of one shape, got {len(pairs)} pairs of shapes {sorted(shapes)}"
-        )
+        found = f"{len(pairs)} pairs of shapes {sorted(shapes)}"
+        raise ValueError(f"wanted pairs with codes of one shape, got {found}")
     rows = [json.dumps({"name": pair.name, "texts": list(pair.texts)}, ensure_ascii=False) for pair in pairs]
     with atomic_folder(path) as folder:
         save_file({"codes": np.stack([pair.codes for pair in pairs]).astype(np.int32)}, folder / _CODES)

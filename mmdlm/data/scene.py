@@ -19,8 +19,8 @@ COLOURS = {
     "purple": (145, 25, 175),
     "pink": (255, 135, 205),
 }
-# Euclidean distances, 255 a channel: no object colour is nearer than 110 to any of these, or than 98 to another;
-# these are 101 and more apart.
+# Euclidean distances, 255 a channel: no object colour is nearer than 110 to any of these, or than 98 to
+# another object colour; these are 101 and more apart.
 BACKGROUNDS = {
     "white": (245, 245, 245),
     "black": (12, 12, 12),

@@ -1,8 +1,8 @@
-"""The exact reader of pictures: pixels -> scene, or None. Knows sprites and the lattice, no caption and no law.
+"""The exact reader of pictures: pixels -> scene, or None. Knows sprites and the lattice, no caption, no law.
 
-Analysis by synthesis. Every sprite at every place is a hypothesis; the background is the median colour; hypotheses
-are taken greedily by the squared error they explain, and the picture of what was found, in the colours found,
-must then account for the whole picture. What does not look like one of our scenes all over is None.
+Analysis by synthesis. Every sprite at every place is a hypothesis; hypotheses are taken greedily by the
+squared error they explain, and the picture of what was found, in the colours found, must then account for the
+whole picture. What does not look like one of our scenes all over is None.
 """
 
 from __future__ import annotations
@@ -16,23 +16,24 @@ import numpy as np
 from mmdlm.data.scene import BACKGROUNDS, COLOURS, GAP, MOST, SHAPES, SIDE, SIZES, STEP, Object, Scene
 from mmdlm.data.scene_picture import sprite_mask
 
-# Everything is done at half the resolution and a little blurred: four times faster, and the blur and noise that a
-# codec adds fade beside our own.
+# Everything is done at half the resolution and a little blurred: four times faster, and the blur and noise
+# that a codec adds fade beside our own.
 _GRID = SIDE // 2
 _BLUR = 0.6  # standard deviation in grid points
-# Object colours are at least 98 from one another and backgrounds 101 (Euclidean): 40 leaves no doubt which is meant,
-# and a blur of 1 pixel that pales thin shapes takes up to 26 of it.
+# Object colours are at least 98 from one another and backgrounds 101 (Euclidean): 40 leaves no doubt which is
+# meant, and a blur of 1 pixel, which pales thin shapes, takes up to 26 of it.
 _COLOUR_TOLERANCE = 40.0
 # A hypothesis that explains less than half of its own energy is no object, only an overlap with one.
 _LEAST_EXPLAINED = 0.5
-# Root mean square over a window of 8 x 8 pixels, so that one wrong tile of a tokenizer counts in full. Measured on
-# degraded renders (blur 1 pixel, noise 8, colour cast 5; 27 dB): at most 0.82 of these tolerances; on shapes with a
-# half missing at least 1.6, with a fragment of 4 x 4 pixels beside them 1.5, half a tile off the lattice 1.7.
+# Root mean square over a window of 8 x 8 pixels, so that one wrong tile of a tokenizer counts in full.
+# Measured in units of these tolerances: degraded renders (blur 1 pixel, noise 8, colour cast 5; 27 dB) at most
+# 0.82; shapes with a half missing at least 1.6, with a fragment of 4 x 4 pixels beside them 1.5, half a tile
+# off the lattice 1.3.
 _WINDOW = 4  # grid points
 _OBJECT_TOLERANCE = 0.1  # inside a bounding box, as a share of the object's contrast with the background
 _GROUND_TOLERANCE = 12.0  # outside, and the least inside
-# Half of one shape over half of another leans by 0.5 to either unless a third lies between (0.22 at the least); the
-# degraded renders above by at most 0.21, since a blur makes a star rounder.
+# A picture half way between two shapes leans by 0.5 to either, or by at least 0.22 to both from a third that
+# lies between; the degraded renders above lean by at most 0.21, since a blur makes a star rounder.
 _LEAN_TOLERANCE = 0.23
 _CHUNK = 256  # pictures at a time: some 60 MB of workspace
 
@@ -130,11 +131,11 @@ def _fit(pixels: np.ndarray, step: int) -> _Fit:
     every = _hypotheses(step)
     flat = _look_at(pixels)
     found = _search(flat, _most_common_ground(flat), every)
-    outside = ~(every.boxes[found] & (found >= 0)[:, :, None]).any(axis=1)  # (N, pixels)
-    behind = _mean_colour(flat, outside)
-    contrast = flat - behind[:, None]
     present = (found >= 0)[:, :, None]
-    masks = every.masks[found] * present  # (N, MOST, pixels)
+    inside = np.any(every.boxes[found] & present, axis=1)  # (N, P)
+    behind = _mean_colour(flat, np.logical_not(inside))
+    contrast = flat - behind[:, None]
+    masks = every.masks[found] * present  # (N, MOST, P)
     paint = masks @ contrast / every.energy[found][:, :, None]  # (N, MOST, 3) object colour minus background
     distance = np.linalg.norm((behind[:, None] + paint)[:, :, None] - _PALETTE, axis=3)  # (N, MOST, colours)
     ground = np.linalg.norm(behind[:, None] - _GROUNDS, axis=2)  # (N, backgrounds)
@@ -153,19 +154,18 @@ def _fit(pixels: np.ndarray, step: int) -> _Fit:
 def _most_common_ground(flat: np.ndarray) -> np.ndarray:
     """The colour of the background before anything is known of the objects: (N, 3).
 
-    The mean of those pixels that are near the background which has most of them near: objects may cover nearly half
-    of a picture and blur the rest, so a median would lean to them.
+    The mean of those points that are near the background which has most of them near: objects may cover
+    nearly half of a picture and blur the rest, so a median would lean to them.
     """
-    squares = (
-        (flat * flat).sum(axis=2)[:, :, None] - 2 * (flat @ _GROUNDS.T) + (_GROUNDS * _GROUNDS).sum(axis=1)
-    )
-    near = squares < _COLOUR_TOLERANCE**2  # (N, pixels, backgrounds)
+    lengths = (flat * flat).sum(axis=2)[:, :, None]
+    squares = lengths - 2 * (flat @ _GROUNDS.T) + (_GROUNDS * _GROUNDS).sum(axis=1)
+    near = squares < _COLOUR_TOLERANCE**2  # (N, P, backgrounds)
     most = near.sum(axis=1).argmax(axis=1)
     return _mean_colour(flat, near[np.arange(len(flat)), :, most])
 
 
 def _mean_colour(flat: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """The mean over some of the pixels, black where there are none: (N, pixels, 3), (N, pixels) bool -> (N, 3)."""
+    """The mean over some of the points, 0 where there are none: (N, P, 3), (N, P) bool -> (N, 3)."""
     sums = (where[:, None].astype(np.float32) @ flat)[:, 0]
     return sums / np.maximum(where.sum(axis=1), 1)[:, None].astype(np.float32)
 
@@ -176,9 +176,7 @@ def _search(flat: np.ndarray, behind: np.ndarray, every: _Hypotheses) -> np.ndar
     contrast = (flat - behind[:, None]).transpose(0, 2, 1)
     overlap = (contrast.reshape(-1, _GRID * _GRID) @ every.masks.T).reshape(len(flat), 3, -1)
     paints = _PALETTE - behind[:, None]  # (N, colours, 3)
-    full = (paints * paints).sum(axis=2)[
-        :, :, None
-    ] * every.energy  # (N, colours, H): explained by a perfect fit
+    full = (paints * paints).sum(axis=2)[:, :, None] * every.energy  # (N, colours, H) of a perfect fit
     explained = 2 * (paints @ overlap) - full
     explained = np.where(explained >= _LEAST_EXPLAINED * full, explained, -np.inf).max(axis=1)  # (N, H)
     found = np.full((len(behind), MOST), -1)
@@ -191,7 +189,7 @@ def _search(flat: np.ndarray, behind: np.ndarray, every: _Hypotheses) -> np.ndar
 
 
 def _lean(contrast: np.ndarray, found: np.ndarray, paint: np.ndarray, every: _Hypotheses) -> np.ndarray:
-    """How far an object stands on the straight way from its shape to another in its place; most of all: (N,)."""
+    """How far an object is on the straight way from its shape to another in its place; the farthest: (N,)."""
     strength = np.maximum((paint * paint).sum(axis=2), 1)  # (N, MOST)
     cover = (contrast @ paint.transpose(0, 2, 1)).transpose(0, 2, 1) / strength[:, :, None]  # (N, MOST, P)
     own = every.masks[found]
@@ -206,10 +204,8 @@ def _lean(contrast: np.ndarray, found: np.ndarray, paint: np.ndarray, every: _Hy
 
 def _misfit(residual: np.ndarray, boxes: np.ndarray, paint: np.ndarray) -> np.ndarray:
     """Largest local residual of each picture, in units of what is tolerated there: (N,) float32."""
-    strength = (
-        np.sqrt((paint * paint).mean(axis=2)) * _OBJECT_TOLERANCE
-    )  # (N, MOST) root mean square a channel
-    tolerance = np.where(boxes, strength[:, :, None], 0).sum(axis=1)  # boxes are disjoint
+    strength = np.sqrt((paint * paint).mean(axis=2))  # (N, MOST) a channel
+    tolerance = np.where(boxes, strength[:, :, None] * _OBJECT_TOLERANCE, 0).sum(axis=1)  # boxes are disjoint
     tolerance = np.maximum(tolerance, _GROUND_TOLERANCE)
     power = (residual * residual).mean(axis=2) / (tolerance * tolerance)
     return np.sqrt(_window_mean(power.reshape(-1, _GRID, _GRID)).max(axis=(1, 2)))
@@ -225,7 +221,7 @@ def _look_at(maps: np.ndarray) -> np.ndarray:
 
 @cache
 def _lens() -> np.ndarray:
-    """Mean of two neighbours, then a Gaussian over those: (grid, 64), rows sum to one, edges repeated."""
+    """Mean of two neighbours, then a Gaussian over those: (grid, 64), rows sum to one."""
     halves = np.kron(np.eye(_GRID), np.full((1, 2), 0.5))
     ticks = np.arange(_GRID)
     weights = np.exp(-((ticks[:, None] - ticks[None]) ** 2) / (2 * _BLUR**2))
@@ -233,7 +229,7 @@ def _lens() -> np.ndarray:
 
 
 def _window_mean(power: np.ndarray) -> np.ndarray:
-    """Mean over every full `_WINDOW` x `_WINDOW` window of (N, 64, 64)."""
+    """Mean over every full `_WINDOW` x `_WINDOW` window of (N, grid, grid)."""
     sums = np.pad(power.cumsum(axis=1).cumsum(axis=2), ((0, 0), (1, 0), (1, 0)))
     size = _WINDOW
     total = sums[:, size:, size:] - sums[:, :-size, size:] - sums[:, size:, :-size] + sums[:, :-size, :-size]

@@ -58,9 +58,9 @@ class Scenes:
     """An endless list of scenes; everything about entry `index` is a function of (seed, index) alone.
 
     `mixture` weighs scenes of one, two and three objects and groups of two to four. Within a kind, (colour,
-    shape) pairs are distinct and uniform, sizes, backgrounds and counts uniform, positions on the lattice with
-    at least `GAP` pixels between bounding boxes, and the relations named are uniform among those that hold;
-    whatever is not of the split is then drawn again.
+    shape) pairs are distinct and uniform, sizes, backgrounds and counts uniform, positions on the lattice
+    with at least `GAP` pixels between bounding boxes, and the relations named are uniform among those that
+    hold; whatever is not of the split is then drawn again.
     """
 
     seed: int = 0

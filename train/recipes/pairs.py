@@ -1,4 +1,4 @@
-"""One's own image-text pairs: any imagefolder through both tokenizers and the transformer, with samples on the way."""
+"""One's own image-text pairs: any imagefolder through tokenizers and transformer, with samples on the way."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from mmdlm.diffusion import Absorbing, Diagonal, Edges, ExactCount, Linear, Mask
 from mmdlm.pretrained import Settings
 from mmdlm.report import sheet
 from mmdlm.sampling import Confidence
-from mmdlm.training import AdamW, BFloat16Autocast, Ema, Moment, Reconstruction, Run, WarmupCosine
+from mmdlm.training import AdamW, BFloat16Autocast, Ema, Float32, Moment, Reconstruction, Run, WarmupCosine
 from tokenizers_mm import Autoencoder, AutoencoderConfig, BytePairTokenizer, Vocab
 
 LAWS = Mixture(((0.25, Square()), (0.15, Diagonal()), (0.6, Edges(text=0.4, image=0.6, hide=0.1))))
+
+PRECISIONS = {"float32": Float32(), "bfloat16": BFloat16Autocast()}  # bfloat16 where the processor has it
 
 
 def recipe(
@@ -38,14 +40,19 @@ def recipe(
     depth: int = 6,
     text_vocabulary: int = 2000,
     samples_every: int = 250,
+    precision: str = "float32",
+    device: str = "cpu",
     seed: int = 0,
     progress: bool = True,
 ) -> Iterator[Run]:
     """Tokenizers, then transformer; the model stands in OUT/model, contact sheets beside the checkpoints.
 
-    data: a folder of pictures with metadata.jsonl or metadata.csv (file_name, text). rows: only the first so many. size: pixels
-    a side, a multiple of 8; pictures are scaled and cropped to it. Pictures that cannot be read are left out and named.
+    data: a folder of pictures with metadata.jsonl or metadata.csv (file_name, text). rows: only the first so
+    many. size: pixels a side, a multiple of 8; pictures are scaled and cropped to it. Pictures that cannot be
+    read are left out and named.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision}: wanted one of {', '.join(PRECISIONS)}")
     torch.manual_seed(seed)  # the first weights
     skip = Skip()
     folder = ImageFolder(data, load=lambda path: fit(decode(path), size), on_error=skip)
@@ -74,7 +81,7 @@ def recipe(
     )
     pipe = build(pairs, text_tokenizer, image_tokenizer, dim=dim, depth=depth)
     yield Run(
-        module=pipe.transformer,
+        module=pipe.transformer.to(device),
         objective=Masking(Absorbing(pipe.layout.vocab.mask), LAWS, ExactCount()),
         batches=Batches(
             Listed(pairs.__getitem__, len(pairs), order=Shuffled(seed)), batch, collate=Rows(pipe), prefetch=1
@@ -84,7 +91,7 @@ def recipe(
         optimizer=AdamW(lr=lr, weight_decay=0.05),
         learning_rate=WarmupCosine(warmup=100, floor=0.02),
         ema=Ema(decay=0.998),
-        precision=BFloat16Autocast(),
+        precision=PRECISIONS[precision],
         hooks=((samples_every, Look(pipe, samples[:16])),),
         checkpoint_every=250,
         seed=seed,
@@ -116,12 +123,9 @@ class Rebuild:
     def __call__(self, moment: Moment) -> None:
         assert isinstance(moment.module, Autoencoder)
         rebuilt = moment.module.decode(moment.module.encode(self.pictures))
-        shown = [
-            picture
-            for part in zip(self.pictures.split(8), rebuilt.split(8), strict=True)
-            for picture in torch.cat(part)
-        ]
-        sheet([image_of(picture) for picture in shown]).save(moment.folder / f"rebuilt-{moment.step:06d}.png")
+        rows = zip(self.pictures.split(8), rebuilt.split(8), strict=True)
+        shown = [image_of(picture) for pair in rows for picture in torch.cat(pair)]
+        sheet(shown).save(moment.folder / f"rebuilt-{moment.step:06d}.png")
 
 
 class Look:
@@ -145,7 +149,7 @@ class Look:
 
 
 def read(folder: ImageFolder, rows: int | None, skip: Skip) -> list[Sample]:
-    """The first rows of the folder, pictures that cannot be read left out. Raises ValueError when nothing is left."""
+    """The first rows of the folder without those that cannot be read. Raises ValueError when none is left."""
     samples = []
     for index in range(len(folder) if rows is None else min(rows, len(folder))):
         try:
