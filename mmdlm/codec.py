@@ -17,6 +17,8 @@ from mmdlm.canvas import Layout
 from mmdlm.data import fit, to_rgb
 from tokenizers_mm import ImageTokenizer, TextTokenizer
 
+__all__ = ["Codec"]
+
 _AT_ONCE = 64  # pictures that go through the image tokenizer together
 _HOLE = 128  # grey of what is not drawn yet
 

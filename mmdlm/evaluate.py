@@ -19,6 +19,20 @@ from mmdlm.data import Description, Scene, Scenes, Split, agree, read_caption, r
 from mmdlm.output import Output
 from mmdlm.pipeline import Pipeline
 
+__all__ = [
+    "KINDS",
+    "Exam",
+    "Question",
+    "Rate",
+    "judge_pairs",
+    "object_mask",
+    "read_pictures",
+    "summary",
+    "take",
+    "total_variation",
+    "world",
+]
+
 KINDS = ("one", "two", "three", "groups")  # kinds of scene, in the order of `Scenes.mixture`
 _LAW_SCENES = 20_000  # scenes of the generator that stand for its law
 

@@ -13,6 +13,21 @@ from PIL import Image
 from mmdlm.canvas import Canvas, Frame
 from mmdlm.codec import Codec
 
+__all__ = [
+    "TASKS",
+    "Job",
+    "answer",
+    "caption",
+    "draw",
+    "infill",
+    "inpaint",
+    "joint",
+    "listed",
+    "pictures",
+    "repeated",
+    "write",
+]
+
 TASKS = ("text_to_image", "caption", "answer", "joint", "text", "infill", "inpaint")
 Picture = Image.Image
 

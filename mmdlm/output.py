@@ -13,6 +13,8 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+__all__ = ["Moment", "Output", "Record", "Score", "read_record", "save_png"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:

@@ -24,6 +24,8 @@ from mmdlm.pretrained import Parts, Settings, fingerprint, load_parts, save_part
 from mmdlm.sampling import Counted, Guided, Policy, State, denoise
 from tokenizers_mm import ImageTokenizer, TextTokenizer
 
+__all__ = ["Guidance", "Pipeline"]
+
 Guidance = float | Mapping[str, float]
 
 

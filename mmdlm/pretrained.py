@@ -37,6 +37,8 @@ from tokenizers_mm import (
     Vocab,
 )
 
+__all__ = ["BUILT_IN", "Parts", "Settings", "fingerprint", "load_parts", "save_parts"]
+
 BUILT_IN = {"scenes": Path(__file__).parent / "models" / "scenes"}
 
 # Class names in saved JSON resolve here and nowhere else.

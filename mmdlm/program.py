@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from mmdlm.pipeline import Pipeline
 
+__all__ = ["add_sampling", "load", "open_images", "options", "positive", "prepare_process", "run"]
+
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # names in glibc's malloc.h: M_TRIM_THRESHOLD, ...
 
 

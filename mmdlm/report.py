@@ -16,6 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mmdlm.output import Moment
 
+__all__ = ["Page", "save_gif", "sheet", "stamp", "walk"]
+
 INK, PALE, RIGHT, WRONG = (30, 30, 40), (205, 205, 212), (20, 140, 60), (200, 40, 40)
 _SCALE = 3  # pixels of a walk for one of the model
 _FONT = 13

@@ -22,6 +22,8 @@ FLOORS = {
     "mmdlm.training": 4,
     "mmdlm.sampling": 4,
     "mmdlm.interop": 5,
+    "mmdlm.codec": 6,
+    "mmdlm.jobs": 6,
     "mmdlm.pipeline": 6,
     "mmdlm.evaluate": 6,
     "mmdlm.output": 6,

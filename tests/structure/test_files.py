@@ -12,7 +12,7 @@ from house import PACKAGES, PROGRAMS, ROOT, Module, read_house, read_module
 MAX_LINE = 110
 TOP_LEVEL = {
     ".ci", ".gitignore", ".pre-commit-config.yaml", "CHANGELOG.md", "LICENSE", "Makefile", "README.md",
-    "docs", "infer", "mmdlm", "pyproject.toml", "tests", "tokenizers_mm", "train",
+    "infer", "mmdlm", "pyproject.toml", "tests", "tokenizers_mm", "train",
 }  # fmt: skip
 MADE = {".venv", "out", "runs", "dist", "build", ".pytest_cache", ".ruff_cache", "PKG-INFO"}
 FREE_INIT = {"mmdlm"}  # offers Pipeline through __getattr__
