@@ -150,7 +150,7 @@ class Layout:
         for text in texts:
             if len(text) >= capacity:
                 raise ValueError(
-                    f"a text of {len(text)} tokens and its end do not fit {capacity} positions: {[*text][:8]}..."
+                    f"a text of {len(text)} tokens and its end do not fit {capacity} places: {list(text)[:8]}"
                 )
             if any(not 0 <= i < self.vocab.num_text for i in text):
                 raise ValueError(f"a text holds ids outside 0..{self.vocab.num_text - 1}: {list(text)}")

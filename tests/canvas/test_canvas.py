@@ -76,7 +76,7 @@ def test_whole_canvases_open_only_what_may_be_noised():
 
 
 def test_texts_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="do not fit 5 positions"):
+    with pytest.raises(ValueError, match="do not fit 5 places"):
         LAYOUT.text_to_image([[1, 2, 3, 4, 5]])
     with pytest.raises(ValueError, match=r"outside 0\.\.9"):
         LAYOUT.text_to_image([[VOCAB.specials["begin_image"]]])
