@@ -177,10 +177,10 @@ def ragged(pipe: Pipeline, questions: Sequence[Question], seed: int) -> str:
     codes = pipe.encode_images([q.picture for q in questions[:4]])
     canvases = [
         *(layout.text_to_image([encode(q.caption)]) for q in questions[:8]),
-        *(layout.captioning(codes[i : i + 1]) for i in range(4)),
+        *(layout.captioning(codes[i : i + 1]) for i in range(len(codes))),
         *(layout.writing([[]]) for _ in range(4)),
     ]
-    steps = torch.tensor([6 + number % 5 for number in range(16)])
+    steps = torch.tensor([6 + number % 5 for number in range(len(canvases))])
     batch, mask, number = Canvas.concat(canvases), layout.vocab.mask, 3
     *_, together = denoise(pipe.transformer, batch, policy=Confidence(), steps=steps, seeds=seed, mask=mask)
     *_, alone = denoise(
@@ -194,7 +194,8 @@ def ragged(pipe: Pipeline, questions: Sequence[Question], seed: int) -> str:
     )
     length = canvases[number].shape[1]
     equal = torch.equal(together.canvas.tokens[number, :length], alone.canvas.tokens[0])
-    return f"sample {number} of a ragged batch of 16 == alone: tokens {'equal' if equal else 'DIFFER'}"
+    said = "equal" if equal else "DIFFER"
+    return f"sample {number} of a ragged batch of {len(canvases)} == alone: tokens {said}"
 
 
 if __name__ == "__main__":

@@ -75,25 +75,28 @@ class Codec:
     def ids_with_holes(self, text: str, hole: str) -> list[int | None]:
         """Ids with None for each `hole` of the text.
 
-        A token brings its own leading space, so that before a hole is dropped.
+        A token brings its own leading space, so that before a hole is dropped, and that behind it, which
+        the tokenizer writes itself.
         """
-        pieces = text.split(hole)
-        ids: list[int | None] = []
-        for number, piece in enumerate(pieces):
-            last = number == len(pieces) - 1
-            ids += self.text_tokenizer.encode(piece if last else piece.rstrip(" "))
-            ids += [] if last else [None]
+        first, *others = text.split(hole)
+        ids: list[int | None] = [*self.text_tokenizer.encode(first.rstrip(" ") if others else first)]
+        for number, piece in enumerate(others, 1):
+            inner = piece.removeprefix(" ")
+            ids += [None, *self.text_tokenizer.encode(inner if number == len(others) else inner.rstrip(" "))]
         return ids
 
     def read(self, ids: list[int], holes: list[bool]) -> str:
-        """The text of a run up to its first `end`; each hole before that is ` _`."""
-        end, text = self.layout.vocab.specials["end"], ""
+        """The text of a run up to its first `end`; each hole before that is `_`, spaces around it."""
+        end = self.layout.vocab.specials["end"]
+        pieces: list[str] = []
         known: list[int] = []
         for number, hole in zip(ids, holes, strict=True):
-            if hole:
-                text, known = text + self.text_tokenizer.decode(known) + " _", []
-            elif number == end:
+            if not hole and number == end:
                 break
+            if hole:
+                pieces += [self.text_tokenizer.decode(known), "_"] if known else ["_"]
+                known = []
             else:
                 known.append(number)
-        return text + self.text_tokenizer.decode(known)
+        pieces += [self.text_tokenizer.decode(known)] if known else []
+        return " ".join(pieces)

@@ -116,4 +116,7 @@ def read_record(path: Path | str) -> Record:
         text = image.info.get("mmdlm")
     if text is None:
         raise ValueError(f"{path} holds no record of how it was made (no 'mmdlm' text chunk)")
-    return Record(**json.loads(text))
+    try:
+        return Record(**json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: its record is not one of this version ({error})") from error

@@ -130,6 +130,9 @@ def load_parts(name_or_path: Path | str) -> Parts:
         if found != known:
             raise ValueError(f"{folder.path}: component {name} is a {found!r}; this version reads {known!r}")
     stored = folder.component("transformer")
+    missing = sorted({"network", "vocab", "layout"} - set(stored.config))
+    if missing:
+        raise ValueError(f"{stored.path}/config.json lacks {', '.join(missing)}")
     config = from_json(stored.config["network"], _CLASSES, place=f"{stored.path}/config.json")
     network = Transformer(config)
     _fill(network, stored.tensors(), stored.path)

@@ -83,10 +83,11 @@ def load(arguments: argparse.Namespace) -> Pipeline:
         device = torch.device(arguments.device)
     except RuntimeError as error:
         raise ValueError(f"--device {arguments.device}: no such device; try cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"--device {arguments.device}: this machine has no CUDA device that torch can use; try cpu"
-        )
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device {arguments.device}: wanted cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ValueError(f"--device {arguments.device}: torch can use {count} CUDA devices here; try cpu")
     return Pipeline.from_pretrained(arguments.model, device=device)
 
 
@@ -101,10 +102,11 @@ def open_images(paths: Sequence[str]) -> list[Image.Image]:
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Call `main` with the command line; a ValueError becomes one line on stderr and exit status 2."""
+    """Call `main` with the command line; a ValueError or OSError becomes one line on stderr and exit status
+    2."""
     try:
         main(sys.argv[1:])
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.stderr.write(f"{os.path.basename(sys.argv[0])}: {' '.join(str(error).split())}\n")
         raise SystemExit(2) from None
     except KeyboardInterrupt:

@@ -1,11 +1,16 @@
-"""What holds for every test: few threads, no network, and what needs CUDA fails where there is none."""
+"""What holds for every test: few threads, no network, CUDA or failure, and a tiny model."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from mmdlm import Pipeline
 
 # Read when torch and the hub client are first imported, so set here and not in a fixture.
 MAX_THREADS = 2
@@ -36,3 +41,60 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} skipped itself; a test marked gpu runs or fails"
     return report
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Pipeline:
+    """An untrained model, the same in every session: 64 x 64 pictures in 4 x 4 codes, four steps a sample.
+
+    Its weights are so large that every input matters. Do not change it: make a pipeline of its parts.
+    """
+    import torch
+
+    from mmdlm import Pipeline
+    from mmdlm.canvas import Layout
+    from mmdlm.codec import Codec
+    from mmdlm.evaluate import KINDS, world
+    from mmdlm.jobs import TASKS
+    from mmdlm.pretrained import Settings
+    from tokenizers_mm import Autoencoder, AutoencoderConfig, BytePairTokenizer, Vocab
+
+    source = world(KINDS)
+    scenes = [(source.scene(index), index) for index in range(150)]
+    said = [text for one in scenes for text in (source.caption(*one), *source.question(*one))]
+    text = BytePairTokenizer.train(said, size=360)
+    none = (0, 0, 0, 0)
+    config = AutoencoderConfig(
+        channels=(4, 8, 8, 8), encoder_blocks=none, decoder_blocks=none, levels=(4, 4, 4)
+    )
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        image = Autoencoder(config).eval()
+        image.encoder.project.weight.mul_(4.0)
+        vocab = Vocab.build(num_text=text.size, num_codes=image.size)
+        layout = Layout(vocab=vocab, grid=(4, 4), caption=64, question=28, answer=6)
+        settings = {task: Settings(steps=4) for task in TASKS}
+        pipe = Pipeline.untrained(Codec(text, image, layout), dim=32, depth=1, settings=settings)
+        for weight in pipe.transformer.parameters():
+            weight.add_(0.2 * torch.randn(weight.shape))
+    pipe.transformer.eval()
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny model."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny.save_pretrained(folder, card="# tiny\n")
+    return folder
+
+
+@pytest.fixture
+def small_law(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The law that pairs are held against is that of fewer scenes: seconds become tenths."""
+    from mmdlm import evaluate
+
+    monkeypatch.setattr(evaluate, "_LAW_SCENES", 2500)
+    evaluate._law.cache_clear()
+    yield
+    evaluate._law.cache_clear()

@@ -46,7 +46,7 @@ def blur(pictures: np.ndarray, deviation: float) -> np.ndarray:
 
 
 def degrade(pictures: np.ndarray, deviation: float = 0.7, noise: float = 8.0) -> np.ndarray:
-    """What a lossy codec does: blur, noise, and another cast and gain for each picture; 28 dB as it stands."""
+    """What a lossy codec does: blur, noise, and another cast and gain for each picture; by default 28 dB."""
     rng = np.random.default_rng(3)
     out = blur(pictures, deviation)
     out = out * rng.uniform(0.97, 1.03, (len(out), 1, 1, 3)) + rng.uniform(-5, 5, (len(out), 1, 1, 3))
@@ -206,7 +206,7 @@ def test_refuses_what_is_no_scene(damage: Damage, lossy: bool) -> None:
 
 
 def test_another_scene_is_read_as_another() -> None:
-    """Colours swapped, an object gone, one moved to the other side: read well, and not agreeing with the caption."""
+    """Colours swapped, an object gone, all turned around: read well, and not agreeing with the caption."""
     for scene in world(60, mixture=(0, 1, 0, 0)):
         first, second = scene.objects
         said = scene.description
