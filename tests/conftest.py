@@ -94,7 +94,7 @@ def small_law(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The law that pairs are held against is that of fewer scenes: seconds become tenths."""
     from mmdlm import evaluate
 
-    monkeypatch.setattr(evaluate, "_LAW_SCENES", 2500)
+    monkeypatch.setattr(evaluate, "_LAW_SCENES", 1500)
     evaluate._law.cache_clear()
     yield
     evaluate._law.cache_clear()

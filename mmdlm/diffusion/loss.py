@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -76,6 +76,15 @@ class Masking:
     estimator: Estimator = ExactCount()
     emphasis: Callable[[Canvas], Tensor] | None = None
     strata: Strata = WHOLE
+
+    def part(self, index: int, count: int, step: int) -> Masking:
+        """The objective for micro-batch `index` of `count` of a step: the levels of the parts interlock."""
+        return replace(self, strata=Strata(index, count, step))
+
+    def counts(self, batch: Canvas, rng: torch.Generator) -> dict[str, Tensor]:
+        """The counts of a call with an equal generator, without a forward pass."""
+        live = self.times.draw(batch, rng, self.strata).group >= 0
+        return {name: (live & (batch.modality == value)).sum() for name, value in MODALITIES.items()}
 
     def __call__(self, module: nn.Module, batch: Canvas, rng: torch.Generator) -> LossOutput:
         draw = self.times.draw(batch, rng, self.strata)

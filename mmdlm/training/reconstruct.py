@@ -28,7 +28,7 @@ class Reconstruction:
         loss = reconstruction_loss(images, module(images).images, square=self.square, edge=self.edge)
         return LossOutput(sums={"pixels": loss * images.numel()}, counts=self.counts(images, rng))
 
-    def part(self, index: int, count: int) -> Reconstruction:
+    def part(self, index: int, count: int, step: int) -> Reconstruction:
         """Itself: there is no noise to divide."""
         return self
 

@@ -35,7 +35,7 @@ class Objective(Protocol[BatchT_contra]):
 class Divisible(Protocol):
     """An objective whose step may be spread over several micro-batches (`Run.accumulate`)."""
 
-    def part(self, index: int, count: int) -> Any:
+    def part(self, index: int, count: int, step: int) -> Any:
         """The objective for micro-batch `index` of `count`: it draws that part of the step's noise levels."""
         ...
 

@@ -184,8 +184,7 @@ class Trainer(Generic[BatchT]):
         if count == 1:
             return [objective]
         assert isinstance(objective, Divisible)
-        # rotated, so that no micro-batch always sees the lower edge of each stratum of noise
-        return [objective.part((index + self.step) % count, count) for index in range(count)]
+        return [objective.part(index, count, self.step) for index in range(count)]
 
     def _totals(self, objectives: list[Objective[BatchT]], batches: list[BatchT]) -> dict[str, Tensor] | None:
         """Counts over all micro-batches, known before the first forward; None where a step has only one."""

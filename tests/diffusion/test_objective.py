@@ -27,6 +27,7 @@ from mmdlm.diffusion import (
     Mixture,
     Selection,
     Square,
+    Strata,
 )
 
 ESTIMATORS = [ExactCount(), MaskGIT(), Bernoulli(Cosine())]
@@ -239,3 +240,17 @@ def test_a_target_outside_its_part_fails(pairs, mask_id, rng) -> None:
 def test_bernoulli_refuses_an_impossible_eps() -> None:
     with pytest.raises(ValueError, match="eps"):
         Bernoulli(Linear(), eps=1.0)
+
+
+def test_micro_batches_know_their_counts_before_the_forward_pass(pairs, mask_id) -> None:
+    objective = Masking(Absorbing(mask_id), MIXED)
+    for index in range(3):
+        part = objective.part(index, 3, step=5)
+        assert part.strata == Strata(index, 3, 5)
+        canvas = pairs(16, 4, 6)
+        said = part.counts(canvas, torch.Generator().manual_seed(index))
+        out = part(Listener(), canvas, torch.Generator().manual_seed(index))
+        assert {name: int(count) for name, count in said.items()} == {
+            name: int(count) for name, count in out.counts.items()
+        }
+        assert sum(map(int, said.values())) > 0

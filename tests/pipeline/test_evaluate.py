@@ -183,18 +183,18 @@ def pairs(kinds: tuple[str, ...], num: int, seed: int = 21) -> Output:
 
 
 def test_captions_drawn_from_the_law_follow_it(small_law):
-    score = judge_pairs(pairs(("one", "two"), 500), ("one", "two"))
+    score = judge_pairs(pairs(("one", "two"), 300), ("one", "two"))
     assert set(score["law"]) == {"count", "shape", "colour", "size", "relation", "background"}
-    assert max(score["law"].values()) < 0.12  # two samples, of 500 and 2500, of a law of at most eight values
+    assert max(score["law"].values()) < 0.15  # two samples, of 300 and 1500, of a law of at most eight values
     assert score["agree"] == 0.0
-    assert score["distinct"] == len(set(pairs(("one", "two"), 500).texts)) > 100
+    assert score["distinct"] == len(set(pairs(("one", "two"), 300).texts)) > 100
 
 
 def test_captions_of_another_law_do_not_follow_it(small_law):
     law = judge_pairs(pairs(("two",), 200), ("one",))["law"]
     assert law["count"] == 1.0
     assert law["relation"] == 1.0
-    assert law["background"] < 0.12
+    assert law["background"] < 0.15
 
 
 def test_captions_that_say_nothing_count_as_such(small_law):

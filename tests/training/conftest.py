@@ -67,7 +67,7 @@ class Columns:
         sums = {name: (error * where).sum() for name, where in live.items()}
         return LossOutput(sums=sums, counts={name: where.sum() for name, where in live.items()})
 
-    def part(self, index: int, count: int) -> Columns:
+    def part(self, index: int, count: int, step: int) -> Columns:
         return self
 
     def counts(self, batch: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
