@@ -26,12 +26,8 @@ ORDERS = {
 def main(arguments: Sequence[str]) -> None:
     parser = options(__doc__ or "")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for page, PNGs and GIFs")
-    parser.add_argument(
-        "--kinds", default="one", help="of one, two, three, groups; with commas (default: one)"
-    )
-    parser.add_argument(
-        "--num", type=positive, default=100, help="scenes scored, of each kind (default: 100)"
-    )
+    parser.add_argument("--kinds", default="one", help="of one, two, three, groups (default: one)")
+    parser.add_argument("--num", type=positive, default=100, help="scenes scored a kind (default: 100)")
     given = parser.parse_args(arguments)
     began = time.perf_counter()
     pipe = load(given)
@@ -48,7 +44,9 @@ def main(arguments: Sequence[str]) -> None:
         "by a reader that recovers the exact scene from pixels."
     )
     walks(pipe, questions[0], given.seed, given.out, page)
-    show(pipe, questions[:: max(1, len(questions) // 16)][:16], given.seed, given.out, page)
+    each = max(1, 16 // len(exam.kinds))
+    first = [q for kind in exam.kinds for q in [q for q in questions if q.kind == kind][:each]]
+    show(pipe, first, given.seed, given.out, page)
     scores = take(pipe, exam)
     (given.out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     tabulate(scores, page)
@@ -182,19 +180,15 @@ def ragged(pipe: Pipeline, questions: Sequence[Question], seed: int) -> str:
     ]
     steps = torch.tensor([6 + number % 5 for number in range(len(canvases))])
     batch, mask, number = Canvas.concat(canvases), layout.vocab.mask, 3
-    *_, together = denoise(pipe.transformer, batch, policy=Confidence(), steps=steps, seeds=seed, mask=mask)
-    *_, alone = denoise(
-        pipe.transformer,
-        canvases[number],
-        policy=Confidence(),
-        steps=int(steps[number]),
-        seeds=seed,
-        samples=number,
-        mask=mask,
-    )
-    length = canvases[number].shape[1]
-    equal = torch.equal(together.canvas.tokens[number, :length], alone.canvas.tokens[0])
-    said = "equal" if equal else "DIFFER"
+
+    def fill(canvas: Canvas, count: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
+        sampler = {"policy": Confidence(), "seeds": seed, "mask": mask}
+        *_, state = denoise(pipe.transformer, canvas, steps=count, samples=samples, **sampler)
+        return state.canvas.tokens
+
+    together = fill(batch, steps, torch.arange(len(canvases)))[number]
+    alone = fill(canvases[number], steps[number], torch.tensor([number]))[0]
+    said = "equal" if torch.equal(together[: len(alone)], alone) else "DIFFER"
     return f"sample {number} of a ragged batch of {len(canvases)} == alone: tokens {said}"
 
 

@@ -60,6 +60,9 @@ def test_codes_rise_with_the_value_and_extremes_hold(count):
     assert codes[-1] == count - 1
     assert (codes.diff() >= 0).all()
     assert fsq(torch.zeros(1, 1))[0].item() == 0.0
+    lowest, highest = (fsq.bound(torch.tensor([[-50.0], [50.0]])) * (count // 2)).flatten().tolist()
+    assert lowest == pytest.approx(-(count // 2), abs=0.01)
+    assert highest == pytest.approx(count - 1 - count // 2, abs=0.01)
 
 
 def test_the_gradient_is_that_of_the_bound():

@@ -94,7 +94,7 @@ def recipe(
         optimizer=AdamW(lr=lr, weight_decay=0.05),
         learning_rate=WarmupCosine(warmup=100, floor=0.02),
         ema=Ema(decay=0.998),
-        weights={"text": 2.0, "image": 4.0},
+        weights={"text": 0.75, "image": 4.0},
         precision=PRECISIONS[precision],
         validation=Validation(every=500, batches=[held_out.rows(range(256))]),
         hooks=((500, Examine(pipe, kinds)),),
