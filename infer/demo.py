@@ -95,7 +95,7 @@ def show(pipe: Pipeline, questions: Sequence[Question], seed: int, out: Path, pa
     from mmdlm.data import agree, read_caption
     from mmdlm.evaluate import read_pictures
     from mmdlm.output import save_png
-    from mmdlm.report import stamp
+    from mmdlm.report import sheet, stamp
 
     captions, pictures = [q.caption for q in questions], [q.picture for q in questions]
     drawn = pipe.text_to_image(captions, seed=seed)
@@ -103,16 +103,18 @@ def show(pipe: Pipeline, questions: Sequence[Question], seed: int, out: Path, pa
     told = pipe.caption(pictures, seed=seed)
     asked = pipe.answer(pictures, [q.question for q in questions], seed=seed)
     sections = (
-        ("Pictures from prompts", drawn.images, captions, drawn.images, captions),
-        ("Captions of pictures", pictures, told.texts, None, told.texts),
-        ("Pairs, text and image denoised together", dreamt.images, dreamt.texts, dreamt.images, dreamt.texts),
+        ("Pictures from prompts", drawn.images, captions, read_pictures(drawn.images)),
+        ("Captions of pictures", pictures, told.texts, [q.scene for q in questions]),
+        ("Pairs, both denoised together", dreamt.images, dreamt.texts, read_pictures(dreamt.images)),
     )
-    for title, images, words, judged, said in sections:
-        seen = [q.scene for q in questions] if judged is None else read_pictures(judged)
+    stamped = []
+    for title, images, words, scenes in sections:
         page.heading(title)
-        for image, text, claim, scene in zip(images, words, said, seen, strict=True):
-            right = agree(read_caption(claim), scene)
-            page.figure(stamp(image, right), text, right=right)
+        for image, text, scene in zip(images, words, scenes, strict=True):
+            right = agree(read_caption(text), scene)
+            stamped.append(stamp(image, right))
+            page.figure(stamped[-1], text, right=right)
+    sheet([*stamped[: len(drawn.images)], *stamped[-len(dreamt.images) :]]).save(out / "samples.png")
     page.heading("Answers to questions")
     for q, text in zip(questions, asked.texts, strict=True):
         page.figure(stamp(q.picture, text == q.answer), f"{q.question} {text}", right=text == q.answer)

@@ -34,9 +34,10 @@ class EncodedFolder(Indexed[Encoded]):
         self.path = Path(path)
         try:
             self._codes = load_file(self.path / _CODES)["codes"]
-            lines = (self.path / _ROWS).read_text("utf-8").splitlines()
+            # by "\n" alone: texts may hold what else ends a line in Unicode
+            lines = (self.path / _ROWS).read_text("utf-8").removesuffix("\n").split("\n")
             self._rows = [(str(row["name"]), tuple(row["texts"])) for row in map(json.loads, lines)]
-        except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self.path} holds no encoded pairs ({_CODES} and {_ROWS}): {error}") from error
         if len(self._rows) != len(self._codes) or self._codes.ndim != 3:
             raise ValueError(

@@ -32,10 +32,10 @@ _LEAST_EXPLAINED = 0.5
 _WINDOW = 4  # grid points
 _OBJECT_TOLERANCE = 0.1  # inside a bounding box, as a share of the object's contrast with the background
 _GROUND_TOLERANCE = 12.0  # outside, and the least inside
-# Half way between two shapes a picture leans by 0.5 to either, or by at least 0.22 from a third that lies between.
-# The degraded renders above lean by at most 0.21, since a blur makes a star rounder. The small cross and diamond
-# are so near to one another that a codec's errors of ordinary size lean by up to 0.36; in absolute terms they
-# stay below 0.33 (root of summed squared coverage), and a mean of those two lies above.
+# Half way between two shapes a picture leans by 0.5 to either, or by at least 0.22 from a third between them.
+# The degraded renders above lean by at most 0.21, since a blur makes a star rounder. The small cross and
+# diamond are so near to one another that errors of a codec of ordinary size lean by up to 0.36; in absolute
+# terms they stay below 0.33 (root of summed squared coverage), and the mean of those two shapes lies above.
 _LEAN_TOLERANCE = 0.22
 _WAY_TOLERANCE = 0.33
 _CHUNK = 256  # pictures at a time: some 60 MB of workspace

@@ -207,7 +207,7 @@ raise SystemExit
 
 def test_blocks_and_commands_are_found():
     found = blocks(SAMPLE)
-    assert [(block.language, block.line) for block in found] == [("python", 4), ("sh", 11), ("text", 17)]
+    assert [(block.language, block.line) for block in found] == [("python", 4), ("sh", 12), ("text", 18)]
     assert found[0].text == "x = 1\nif x:\n    x = 2\n"
     assert commands(found[1].text) == [
         ["make", "demo"],

@@ -1,0 +1,203 @@
+"""The law of scenes: deterministic, on the lattice, apart, split by hash; and their pictures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from mmdlm.data.scene import (
+    BACKGROUNDS,
+    COLOURS,
+    GAP,
+    SHAPES,
+    SIDE,
+    SIZES,
+    UNSEEN_PAIRS,
+    Description,
+    Look,
+    Object,
+    Relation,
+    Scene,
+)
+from mmdlm.data.scene_picture import draw, draw_batch, sprite_mask
+from mmdlm.data.scenes import Scenes, Split, split_of
+
+NUM = 400
+
+
+def test_a_scene_is_a_function_of_seed_and_index() -> None:
+    source = Scenes(seed=3)
+    forwards = [source.scene(index) for index in range(50)]
+    backwards = [Scenes(seed=3).scene(index) for index in reversed(range(50))]
+    assert forwards == backwards[::-1]
+    assert [source.caption(scene, 7) for scene in forwards] == [
+        source.caption(scene, 7) for scene in forwards
+    ]
+    assert [source.question(scene, 7) for scene in forwards] == [
+        source.question(scene, 7) for scene in forwards
+    ]
+    assert forwards != [Scenes(seed=4).scene(index) for index in range(50)]
+    assert len({scene.signature() for scene in forwards}) > 40
+
+
+def test_the_first_scenes_stay_what_they_are() -> None:
+    """Data sets are named by their seed, so the law may not drift."""
+    source = Scenes(seed=0)
+    scene = source.scene(0)
+    assert scene.signature() == "small cyan diamond |  | white"
+    assert source.caption(scene, 0) == "one small cyan diamond on white"
+
+
+@pytest.mark.parametrize("step", [4, 8, 16])
+def test_boxes_lie_on_the_lattice_and_apart(step: int) -> None:
+    source = Scenes(seed=1, step=step)
+    for scene in map(source.scene, range(NUM)):
+        boxes = [scene.box(index) for index in range(len(scene.objects))]
+        for top, left, bottom, right in boxes:
+            assert top % step == left % step == 0
+            assert min(top, left) >= 0
+            assert max(bottom, right) <= SIDE
+        for (a, b, c, d), (e, f, g, h) in combinations(boxes, 2):
+            assert max(e - c, a - g, f - d, b - h) >= GAP
+
+
+def test_the_mixture_decides_the_kind() -> None:
+    for kind in range(4):
+        mixture = (float(kind == 0), float(kind == 1), float(kind == 2), float(kind == 3))
+        for scene in map(Scenes(mixture=mixture).scene, range(60)):
+            assert scene.is_group == (kind == 3)
+            assert kind == 3 or len(scene.objects) == kind + 1
+            assert len(scene.relations) == (0 if kind == 3 else kind)
+    counts = Counter(len(scene.objects) for scene in map(Scenes(mixture=(0, 0, 0, 1)).scene, range(600)))
+    assert set(counts) == {2, 3, 4}
+    assert min(counts.values()) > 150
+
+
+def test_scenes_are_lawful_and_their_relations_hold() -> None:
+    for scene in map(Scenes(seed=2).scene, range(NUM)):
+        assert scene.description.is_lawful
+        assert all(scene.holds(relation) for relation in scene.relations)
+        assert not any(scene.holds(Relation(b, direction, a)) for a, direction, b in scene.relations)
+
+
+def test_attributes_are_uniform() -> None:
+    things = [Scenes(mixture=(1, 0, 0, 0)).scene(index) for index in range(3000)]
+    for words, chosen in (
+        (SIZES, [scene.objects[0].size for scene in things]),
+        (BACKGROUNDS, [scene.background for scene in things]),
+        (COLOURS, [scene.objects[0].colour for scene in things]),
+        (SHAPES, [scene.objects[0].shape for scene in things]),
+    ):
+        counts = Counter(chosen)
+        assert set(counts) == set(words)
+        # the split takes an eighth away unevenly, and three words have a pair less
+        assert max(counts.values()) / min(counts.values()) < 1.6
+    rows = Counter(scene.objects[0].row for scene in things if scene.objects[0].size == "small")
+    assert set(rows) == set(range(7))
+
+
+def test_splits_share_no_signature() -> None:
+    """One of three, by the signature alone; an eighth is held out; the unseen pairs are in UNSEEN only."""
+    for kind in ((1, 0, 0, 0), (0, 1, 1, 1)):
+        seen = {}
+        for split in Split:
+            scenes = [Scenes(split=split, mixture=kind).scene(index) for index in range(250)]
+            assert {split_of(scene) for scene in scenes} == {split}
+            seen[split] = {scene.signature() for scene in scenes}
+            special = [any(thing.look.pair in UNSEEN_PAIRS for thing in scene.objects) for scene in scenes]
+            assert all(special) if split is Split.UNSEEN else not any(special)
+        assert not (seen[Split.TRAIN] & seen[Split.HELD_OUT])
+    every = [
+        Description((Look(size, colour, shape),), background)
+        for size in SIZES
+        for colour in COLOURS
+        for shape in SHAPES
+        for background in BACKGROUNDS
+    ]
+    counts = Counter(map(split_of, every))
+    assert sum(counts.values()) == 384
+    assert counts[Split.UNSEEN] == 3 * 2 * 4
+    assert 0.09 < counts[Split.HELD_OUT] / 360 < 0.16
+    held = [description.looks[0] for description in every if split_of(description) is Split.HELD_OUT]
+    assert {look.shape for look in held} == set(SHAPES)
+    assert {look.colour for look in held} == set(COLOURS)
+
+
+def test_a_signature_is_about_meaning() -> None:
+    """Neither positions nor the order or the end from which a scene is told matter; everything else does."""
+    first, second = Object("circle", "red", "small", 0, 0), Object("star", "blue", "large", 4, 4)
+    scene = Scene((first, second), "white", (Relation(0, "above", 1),))
+    told = {
+        scene.signature(),
+        Scene((second, first), "white", (Relation(1, "above", 0),)).signature(),
+        Scene((second, first), "white", (Relation(0, "below", 1),)).signature(),
+        Scene((Object("circle", "red", "small", 1, 5), second), "white", scene.relations).signature(),
+    }
+    assert len(told) == 1
+    others = {
+        Scene((second, first), "white", (Relation(0, "above", 1),)).signature(),
+        Scene((first, second), "white", (Relation(0, "left of", 1),)).signature(),
+        Scene((first, second), "black", (Relation(0, "above", 1),)).signature(),
+        Scene((Object("circle", "red", "large", 0, 0), second), "white", scene.relations).signature(),
+    }
+    assert len(others - told) == 4
+
+
+def test_pictures_show_their_objects() -> None:
+    scene = Scene((Object("square", "red", "small", 1, 2),), "black")
+    picture = draw(scene)
+    assert picture.shape == (SIDE, SIDE, 3)
+    assert picture.dtype == np.uint8
+    inner = np.zeros((SIDE, SIDE), bool)
+    inner[9:23, 17:31] = True
+    assert (picture[inner] == COLOURS["red"]).all()
+    assert (picture[~inner] == BACKGROUNDS["black"]).all()
+    picture[:] = 0  # a picture is its caller's own
+    assert (draw(scene)[inner] == COLOURS["red"]).all()
+    source = Scenes()
+    assert (source.images([4, 2])[1] == source.image(source.scene(2))).all()
+    assert draw_batch([]).shape == (0, SIDE, SIDE, 3)
+
+
+def test_sprites_are_anti_aliased_and_distinct() -> None:
+    for size, side in SIZES.items():
+        masks = {shape: sprite_mask(shape, size) for shape in SHAPES}
+        for shape, mask in masks.items():
+            assert mask.shape == (side, side)
+            assert mask.min() == 0
+            assert mask.max() == 1
+            assert not mask[0].any()
+            assert not mask[-1].any()
+            assert np.allclose(mask, mask[:, ::-1], atol=0.02)  # every shape is its own mirror image
+            partial = ((mask > 0.1) & (mask < 0.9)).sum()
+            assert partial > 4 or shape in ("square", "cross")
+        for (_, one), (_, other) in combinations(masks.items(), 2):
+            assert np.abs(one - other).sum() > 0.1 * max(one.sum(), other.sum())
+
+
+def test_colours_are_far_apart() -> None:
+    colours = np.array(list(COLOURS.values()), float)
+    grounds = np.array(list(BACKGROUNDS.values()), float)
+    both = np.linalg.norm(colours[:, None] - colours, axis=2) + 1000 * np.eye(len(colours))
+    assert both.min() > 98
+    assert np.linalg.norm(colours[:, None] - grounds, axis=2).min() > 110
+    assert (np.linalg.norm(grounds[:, None] - grounds, axis=2) + 1000 * np.eye(len(grounds))).min() > 101
+
+
+@pytest.mark.parametrize(
+    ("law", "message"),
+    [
+        ({"mixture": (0, 0, 0, 0)}, "mixture"),
+        ({"mixture": (1, -1, 0, 0)}, "mixture"),
+        ({"step": 3}, "step"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_refuses_what_is_no_law(law: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Scenes(**law)
+    with pytest.raises(ValueError, match="index"):
+        Scenes().scene(-1)
