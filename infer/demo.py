@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,8 +143,6 @@ def tabulate(scores: dict, page: Page) -> None:
 
 def compare(pipe: Pipeline, kinds: tuple[str, ...], num: int, seed: int, page: Page) -> None:
     """Pairs at equal numbers of forwards: both at once, or one after the other."""
-    from dataclasses import replace
-
     from mmdlm.evaluate import judge_pairs
     from mmdlm.sampling import Confidence
     from mmdlm.sampling import Path as Walk
@@ -166,19 +165,21 @@ def compare(pipe: Pipeline, kinds: tuple[str, ...], num: int, seed: int, page: P
 
 
 def ragged(pipe: Pipeline, questions: Sequence[Question], seed: int) -> str:
-    """Sample 3 of a batch of sixteen rows of different tasks, lengths and steps, against the same sample
-    alone."""
+    """Sample 3 of sixteen rows of different tasks, lengths and steps, against the same sample alone."""
     import torch
 
     from mmdlm.canvas import Canvas
     from mmdlm.sampling import Confidence, denoise
 
     layout, encode = pipe.layout, pipe.text_tokenizer.encode
+    longer = replace(
+        layout, caption=layout.caption + 7
+    )  # rows of another length, so that the others are padded
     codes = pipe.encode_images([q.picture for q in questions[:4]])
     canvases = [
         *(layout.text_to_image([encode(q.caption)]) for q in questions[:8]),
         *(layout.captioning(codes[i : i + 1]) for i in range(len(codes))),
-        *(layout.writing([[]]) for _ in range(4)),
+        *(longer.joint([[]]) for _ in range(4)),
     ]
     steps = torch.tensor([6 + number % 5 for number in range(len(canvases))])
     batch, mask, number = Canvas.concat(canvases), layout.vocab.mask, 3

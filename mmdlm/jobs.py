@@ -98,7 +98,7 @@ def write(codec: Codec, prefixes: str | Sequence[str] | None, num_samples: int) 
     """Texts without a picture."""
     begun = repeated(prefixes, num_samples)
     canvas = codec.layout.writing(codec.ids(begun))
-    return Job(task="text", canvas=canvas, frame=codec.layout.text_frame, prompts=begun, text=0)
+    return Job(task="text", canvas=canvas, frame=codec.layout.pair_frame, prompts=begun, text=0)
 
 
 def infill(
@@ -112,8 +112,7 @@ def infill(
     if codes is not None and len(codes) != len(begun):
         raise ValueError(f"{len(begun)} texts and {len(codes)} pictures; wanted one picture for each text")
     canvas = codec.layout.infilling([codec.ids_with_holes(text, hole) for text in begun], codes)
-    frame = codec.layout.text_frame if codes is None else codec.layout.pair_frame
-    return Job(task="infill", canvas=canvas, frame=frame, prompts=begun, text=0)
+    return Job(task="infill", canvas=canvas, frame=codec.layout.pair_frame, prompts=begun, text=0)
 
 
 def inpaint(

@@ -51,7 +51,7 @@ class Output:
     texts: tuple[str, ...] = ()
     images: tuple[Image.Image, ...] = ()
     records: tuple[Record, ...] = ()
-    forwards: int = 0  # passes of the network, guidance branches counted
+    forwards: int = 0  # rows through the network, summed over its passes, guidance branches counted
 
     def save(self, folder: Path | str, *, stem: str = "sample") -> list[Path]:
         """Write each picture as `stem-NNN.png` with its record inside; gives the paths.

@@ -318,10 +318,11 @@ class Pipeline:
             for start in starts:
                 samples = torch.arange(start, min(start + self.batch_size, batch))
                 counted = Counted(self.transformer)
-                state = None
-                for state in self._denoise(counted, job.canvas.select(samples), chosen, seed, samples):
-                    bar.update(int(state.step.max()) > 0)
-                assert state is not None
+                states = self._denoise(counted, job.canvas.select(samples), chosen, seed, samples)
+                state = next(states)  # before the first step
+                for after in states:
+                    bar.update()
+                    state = after
                 forwards += counted.forwards
                 new_texts, new_images = job.read(self.codec, state.canvas)
                 texts += new_texts

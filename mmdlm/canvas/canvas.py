@@ -65,7 +65,8 @@ class Canvas:
 
     def to(self, device: torch.device | str) -> Canvas:
         """The same canvas on `device`."""
-        return self._map(lambda column: column.to(device, non_blocking=True))
+        ahead = torch.device(device).type != "cpu"  # the host could read such a copy before it has arrived
+        return self._map(lambda column: column.to(device, non_blocking=ahead))
 
     def select(self, rows: Tensor) -> Canvas:
         """The rows named by `rows`: (N,) long indices (repeats allowed) or a (B,) bool mask."""

@@ -37,8 +37,8 @@ class Run:
 class Fill:
     """What stands in one run of a batch of B rows.
 
-    `holes` (B, n) bool says which positions are still to be generated; `open` (B, n) bool which may be noised
-    or generated at all, by default the holes. Ids under holes are not kept.
+    `holes` (B, n) bool says which positions are not known; `open` (B, n) bool which may be noised or
+    generated, by default the holes. A hole that is not open stays unknown. Ids under holes are not kept.
     """
 
     ids: Tensor  # (B, n) long
@@ -114,7 +114,6 @@ class Frame:
             opened = fill.open if fill.open is not None else fill.holes
             if opened is not None:
                 fillable[:, place] = opened
-        assert not (masked & ~fillable).any(), "a hole that may not be filled"
         segment = torch.zeros_like(tokens)
         canvas = Canvas(tokens, modality, fillable, masked, position, segment, span=span)
         return canvas.hide(masked, mask)

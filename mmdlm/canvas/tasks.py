@@ -48,11 +48,6 @@ class Layout:
         question = self._text("begin_question", self.question)
         return Frame((self._image, question, self._text("begin_answer", self.answer)))
 
-    @cached_property
-    def text_frame(self) -> Frame:
-        """[begin_caption] caption (span 0)."""
-        return Frame((self._text("begin_caption", self.caption),))
-
     # whole canvases, for training: what may be noised is open
 
     def pairs(self, captions: Sequence[Ids], codes: Tensor) -> Canvas:
@@ -69,10 +64,6 @@ class Layout:
         image, question = Fill(self._codes(codes)), Fill(self._texts(questions, self.question))
         answer = self._open(self._texts(answers, self.answer))
         return self._canvas(self.question_frame, image, question, answer)
-
-    def texts(self, texts: Sequence[Ids]) -> Canvas:
-        """Text alone, all open."""
-        return self._canvas(self.text_frame, self._open(self._texts(texts, self.caption)))
 
     # canvases with holes, for generation
 
@@ -100,18 +91,18 @@ class Layout:
         )
 
     def writing(self, prefixes: Sequence[Ids]) -> Canvas:
-        """A beginning of each text given (perhaps empty), the rest holes; no image."""
-        return self._canvas(self.text_frame, self._hole_text(prefixes, self.caption))
+        """A beginning of each text given (perhaps empty), the rest holes; the image unknown, and left so."""
+        text = self._hole_text(prefixes, self.caption)
+        return self._canvas(self.pair_frame, text, self._unknown_image(len(prefixes)))
 
     def infilling(self, captions: Sequence[Sequence[int | None]], codes: Tensor | None) -> Canvas:
-        """Captions with holes, written None, each the place of one token; with their images or without."""
+        """Captions with holes, written None, each the place of one token; the images given or unknown."""
         ids = self._texts([[0 if i is None else i for i in caption] for caption in captions], self.caption)
         holes = torch.zeros_like(ids, dtype=torch.bool)
         for row, caption in enumerate(captions):
             holes[row, [place for place, i in enumerate(caption) if i is None]] = True
-        if codes is None:
-            return self._canvas(self.text_frame, Fill(ids, holes))
-        return self._canvas(self.pair_frame, Fill(ids, holes), Fill(self._codes(codes)))
+        image = self._unknown_image(len(captions)) if codes is None else Fill(self._codes(codes))
+        return self._canvas(self.pair_frame, Fill(ids, holes), image)
 
     def inpainting(self, codes: Tensor, holes: Tensor, captions: Sequence[Ids]) -> Canvas:
         """Captions given, the images given but for `holes` (B, h, w) bool."""
@@ -173,6 +164,12 @@ class Layout:
     def _hole_image(self, batch: int) -> Fill:
         size = self.grid[0] * self.grid[1]
         return Fill(torch.zeros(batch, size, dtype=torch.long), torch.ones(batch, size, dtype=torch.bool))
+
+    def _unknown_image(self, batch: int) -> Fill:
+        """What text alone is trained and generated beside: an image whose noise level stays at 1."""
+        hole = self._hole_image(batch)
+        assert hole.holes is not None
+        return Fill(hole.ids, hole.holes, open=torch.zeros_like(hole.holes))
 
     def _until_end(self, ids: list[int]) -> list[int]:
         end = self.vocab.specials["end"]

@@ -89,8 +89,7 @@ class Checkpoints:
         A damaged one is renamed to `broken-step-...`, a warning says so, and the one before it is taken.
         Raises CheckpointError if there were checkpoints and all of them are damaged.
         """
-        steps = self.steps()
-        for step in reversed(steps):
+        for step in reversed(self.steps()):
             try:
                 return self.load(step)
             except CheckpointError as error:
@@ -100,8 +99,9 @@ class Checkpoints:
                 path.rename(aside)
                 message = f"{error}. It lies in {aside} now; the run falls back to the checkpoint before it."
                 warnings.warn(message, stacklevel=2)
-        if steps:
-            tried = f"{len(steps)} tried; to start anew, remove the folder"
+        broken = len(list(self.folder.glob("broken-step-*")))  # of earlier attempts too
+        if broken:
+            tried = f"{broken} set aside as broken; to start anew, remove the folder"
             raise CheckpointError(f"no checkpoint in {self.folder} can be read ({tried})")
         return None
 

@@ -53,7 +53,6 @@ def test_reading_back_ignores_padding():
         (LAYOUT.captioning(codes(1)), 5, {VOCAB.image.start + 5}),
         (LAYOUT.answering(codes(1), [[3]]), 2, {3}),
         (LAYOUT.joint([[1]]), 10, {1}),
-        (LAYOUT.writing([[]]), 5, {VOCAB.specials["begin_caption"]}),
         (LAYOUT.infilling([[1, None, 2]], codes(1)), 1, {1, 2}),
         (
             LAYOUT.inpainting(codes(1), torch.tensor([[[True, False, False], [False, False, True]]]), [[1]]),
@@ -97,6 +96,22 @@ def test_concat_pads_with_positions_that_belong_to_nothing():
         Canvas.concat([pair, question.replace(span=None)])
 
 
+def test_copies_to_the_host_are_waited_for(monkeypatch):
+    """From CUDA a copy that does not block lands in pinned memory, which may be read too early."""
+    asked: list[tuple[str, bool]] = []
+
+    def note(column, device, *, non_blocking):
+        asked.append((str(device), non_blocking))
+        return column
+
+    canvas = LAYOUT.pairs([[1]], codes(1))
+    monkeypatch.setattr(torch.Tensor, "to", note)
+    canvas.to("cpu")
+    canvas.to(torch.device("cpu"))
+    canvas.to("cuda:0")
+    assert set(asked) == {("cpu", False), ("cuda:0", True)}
+
+
 def test_modalities_cover_spans():
     canvas = LAYOUT.pairs([[1]], codes(1))
     assert (canvas.modality[canvas.span == 0] == TEXT).all()
@@ -120,3 +135,15 @@ def test_frames_refuse_fills_of_another_shape():
         frame.canvas([Fill(torch.zeros(1, 4, dtype=torch.long))], mask=0)
     with pytest.raises(ValueError, match="0 fills for 1 runs"):
         frame.canvas([], mask=0)
+
+
+def test_text_alone_is_written_beside_an_image_that_stays_unknown():
+    for canvas, open_places in (
+        (LAYOUT.writing([[1, 2]]), [3, 4, 5]),
+        (LAYOUT.infilling([[1, 2, None]], None), [3]),
+    ):
+        image = canvas.span == 1
+        assert canvas.masked[image].all()
+        assert not canvas.fillable[image].any()
+        assert canvas.fillable[0].nonzero().squeeze(1).tolist() == open_places
+        assert canvas.tokens[0, 1:3].tolist() == [1, 2]

@@ -12,7 +12,11 @@ import pytest
 from mmdlm.data import Encoded, EncodedFolder, InOrder, Shuffled, write_encoded
 
 PAIRS = [
-    Encoded(f"{number}.png", np.arange(6).reshape(2, 3) + 100 * number, (f"text {number}", "\u00e9t\u00e9\n\r\x0b\x85\u2028"))
+    Encoded(
+        f"{number}.png",
+        np.arange(6).reshape(2, 3) + 100 * number,
+        (f"text {number}", "\u00e9t\u00e9\n\r\x0b\x85\u2028"),
+    )
     for number in range(5)
 ]
 

@@ -241,8 +241,9 @@ def test_a_lawless_scene_is_none() -> None:
     assert read_image(draw(Scene(tuple(four[:3]), "white"))) is not None
 
 
-def test_reads_every_clean_render() -> None:
-    scenes = world(10_000)
+@pytest.mark.parametrize("num", [1_500, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_reads_every_clean_render(num: int) -> None:
+    scenes = world(num)
     wrong = sum(
         not same(read, scene) for read, scene in zip(read_images(draw_batch(scenes)), scenes, strict=True)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from mmdlm.codec import Codec
 from mmdlm.data import Batches, Listed, Shuffled
 from mmdlm.diffusion import Absorbing, Edges, ExactCount, Masking, Mixture, Square
 from mmdlm.pretrained import Settings
-from mmdlm.sampling import Confidence
+from mmdlm.sampling import Ancestral, Confidence
 from mmdlm.training import AdamW, Ema, Run, Trainer, WarmupCosine
 from tokenizers_mm import Vocab
 
@@ -33,7 +34,7 @@ PAIRS = [
     ("white", (3, 3, 3, 3)),
     ("white left red right", (3, 0, 3, 0)),
 ]
-STEPS, STOPPED = 220, 90
+STEPS = 300
 
 
 class Words:
@@ -75,14 +76,15 @@ def untrained() -> Pipeline:
     vocab = Vocab.build(num_text=words.size, num_codes=tiles.size)
     layout = Layout(vocab=vocab, grid=(SIDE, SIDE), caption=5, question=1, answer=1)
     surest = Settings(steps=4, policy=Confidence(temperature=0.0))
-    settings = {"text_to_image": surest, "caption": surest, "inpaint": surest, "joint": Settings(steps=8)}
+    settings = dict.fromkeys(("text_to_image", "caption", "inpaint"), surest)
+    settings["joint"] = Settings(steps=30, policy=Ancestral())
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return Pipeline.untrained(Codec(words, tiles, layout), dim=64, depth=1, settings=settings)
 
 
-def train(pipe: Pipeline, folder: Path, *, stop: int | None = None) -> None:
-    """The whole run, or what is left of it; at step `stop` the hook raises."""
+def train(pipe: Pipeline, folder: Path, *, steps: int = STEPS, stop: int | None = None) -> None:
+    """The whole run, or what is left of it; at step `stop` a hook raises."""
 
     def collate(numbers: list[int], rng: np.random.Generator) -> Canvas:
         texts, codes = zip(*(PAIRS[number] for number in numbers), strict=True)
@@ -93,32 +95,27 @@ def train(pipe: Pipeline, folder: Path, *, stop: int | None = None) -> None:
         if moment.step == stop:
             raise Stop
 
-    laws = Mixture(((0.4, Square()), (0.6, Edges(text=0.5, image=0.5, hide=0.0))))
+    laws = Mixture(((0.3, Square()), (0.7, Edges(text=0.5, image=0.5, hide=0.0))))
     run = Run(
         module=pipe.transformer,
         objective=Masking(Absorbing(pipe.layout.vocab.mask), laws, ExactCount()),
-        batches=Batches(Listed(int, len(PAIRS), order=Shuffled()), 16, collate=collate),
-        steps=STEPS,
+        batches=Batches(Listed(int, len(PAIRS), order=Shuffled()), 64, collate=collate),
+        steps=steps,
         folder=folder,
         optimizer=AdamW(lr=6e-3, weight_decay=0.0),
         learning_rate=WarmupCosine(warmup=10, floor=0.05),
-        ema=Ema(decay=0.95),
-        hooks=((30, hook),),
-        checkpoint_every=STOPPED - 10,
+        ema=Ema(decay=0.9),
+        hooks=((10, hook),),
+        checkpoint_every=steps // 2 - 5,
         progress=False,
     )
     Trainer(run).fit()
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("eight")
-
-
-@pytest.fixture(scope="module")
-def pipe(home: Path) -> Pipeline:
+def pipe(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     pipe = untrained()
-    train(pipe, home / "whole")
+    train(pipe, tmp_path_factory.mktemp("eight"))
     return pipe
 
 
@@ -140,8 +137,8 @@ def test_pairs_that_are_dreamt_are_those_that_were_learnt(pipe):
     dreamt = pipe.joint(num_samples=40, seed=1, progress=False)
     codes = pipe.encode_images(dreamt.images).flatten(1).tolist()
     found = [(text, tuple(code)) for text, code in zip(dreamt.texts, codes, strict=True)]
-    assert sum(pair in PAIRS for pair in found) >= 28
-    assert len(set(found) & set(PAIRS)) >= 5
+    assert sum(pair in PAIRS for pair in found) >= 14  # by chance: none
+    assert len(set(found) & set(PAIRS)) >= 4
 
 
 def test_a_hidden_tile_is_drawn_as_the_text_says(pipe):
@@ -156,17 +153,17 @@ def test_a_pair_that_was_learnt_is_likelier_than_one_that_was_not(pipe):
     right = pipe.score(pictures(pipe), texts, draws=9)
     wrong = pipe.score(pictures(pipe), texts[1:] + texts[:1], draws=9)
     for name in ("joint", "text_given_image", "image_given_text", "pmi"):
-        pairs = zip(getattr(right, name), getattr(wrong, name), strict=True)
-        assert all(learnt > other + 1.0 for learnt, other in pairs), name
+        learnt, other = (np.array(getattr(score, name)) for score in (right, wrong))
+        assert (learnt - other).mean() > 3.0, name  # nats
+    assert np.mean(right.text) == pytest.approx(math.log(1 / 8), abs=1.0)
 
 
-def test_a_run_that_broke_off_ends_with_the_same_weights(pipe, home):
-    broken = untrained()
+def test_a_run_that_broke_off_ends_with_the_same_weights(tmp_path):
+    whole, broken, resumed = untrained(), untrained(), untrained()
+    train(whole, tmp_path / "whole", steps=40)
     with pytest.raises(Stop):
-        train(broken, home / "broken", stop=STOPPED)
-    resumed = untrained()
-    assert resumed.fingerprint != pipe.fingerprint
-    train(resumed, home / "broken")
-    assert resumed.fingerprint == pipe.fingerprint
+        train(broken, tmp_path / "broken", steps=40, stop=20)
+    train(resumed, tmp_path / "broken", steps=40)
+    assert untrained().fingerprint != whole.fingerprint == resumed.fingerprint
     weights = resumed.transformer.state_dict()
-    assert all(torch.equal(value, weights[name]) for name, value in pipe.transformer.state_dict().items())
+    assert all(torch.equal(value, weights[name]) for name, value in whole.transformer.state_dict().items())

@@ -152,6 +152,8 @@ def test_nothing_outside_is_seeded_or_printed(kit, capsys):
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "text_to_image" in printed.err
+    steps = kit.pipe.settings["text_to_image"].steps
+    assert f"{steps}/{steps}" in printed.err  # one tick a step, none for the state before the first
 
 
 # settings
@@ -224,7 +226,7 @@ def test_infill_keeps_the_words_around_its_holes(kit):
     assert len(word) == 1, "the hole wants a word of one token"
     with_hole = pipe.codec.ids_with_holes("a ___ red circle", "___")
     assert [word[0] if i is None else i for i in with_hole] == whole
-    knowing = kit.saying(word, layout.text_frame.places[0].start + place - 1, layout.text_frame.length)
+    knowing = kit.saying(word, layout.pair_frame.places[0].start + place - 1, layout.pair_frame.length)
     for hole in ("___", "?"):
         asked = f"a {hole} red circle"
         assert knowing.infill(asked, hole=hole, progress=False).texts == (filled,)

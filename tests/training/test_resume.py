@@ -201,6 +201,8 @@ def test_when_every_checkpoint_is_damaged_the_run_does_not_silently_begin_anew(k
     )
     with falls_back, none_left:
         Trainer(kit.run()).fit()
+    with pytest.raises(CheckpointError, match="no checkpoint"):  # nor when it is tried once more
+        Trainer(kit.run()).fit()
 
 
 def test_another_module_or_average_is_refused(kit):

@@ -22,6 +22,7 @@ from mmdlm.sampling import Confidence
 from mmdlm.training import (
     AdamW,
     BFloat16Autocast,
+    Constant,
     Ema,
     Float32,
     Moment,
@@ -40,19 +41,23 @@ Trained from nothing by `train/recipes/scenes.py` on what `mmdlm.data.Scenes` dr
 
 - kinds of scene: {kinds}; lattice {lattice} pixels; held-out attribute combinations and three
   (colour, shape) pairs never occur in training
-- transformer: {parameters:,} parameters, {steps} steps of {batch} rows
+- transformer: {parameters:,} parameters, {first} + {steps} steps of {batch} rows
 - tokenizer on held-out pictures: {tokenizer}
 """
 
 PRECISIONS = {"float32": Float32(), "bfloat16": BFloat16Autocast()}  # bfloat16 where the processor has it
 
+COSINE = WarmupCosine(warmup=100, floor=0.02)
+LAWS = Mixture(((0.25, Square()), (0.15, Diagonal()), (0.6, Edges(text=0.35, image=0.65, hide=0.1))))
+
 
 def recipe(
     *,
     out: Path = Path("runs/scenes"),
-    kinds: tuple[str, ...] = ("one",),
+    kinds: tuple[str, ...] = ("one", "groups"),
     tokenizer_steps: int = 7500,
-    steps: int = 7000,
+    first_steps: int = 2459,
+    steps: int = 4000,
     batch: int = 32,
     lr: float = 2e-3,
     emphasis: float = 4.0,
@@ -71,41 +76,43 @@ def recipe(
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision}: wanted one of {', '.join(PRECISIONS)}")
     torch.manual_seed(seed)  # the first weights
-    source, everything = world(kinds, seed=seed), world(KINDS, seed=seed)
+    everything = world(KINDS, seed=seed)
     image_tokenizer = Autoencoder(AutoencoderConfig(levels=(8, 8, 8, 8)))
     yield tokenizer_run(image_tokenizer, everything, out / "image_tokenizer", tokenizer_steps, progress)
     report = measure(
         image_tokenizer, pixels(world(KINDS, seed=seed + 1, split=Split.HELD_OUT).images(range(512)))
     )
     text_tokenizer = BytePairTokenizer.train(sentences(everything, 8000), size=400)
-    layout = layout_of(text_tokenizer, image_tokenizer, source)
+    layout = layout_of(text_tokenizer, image_tokenizer, world(kinds, seed=seed))
     codec = Codec(text_tokenizer, image_tokenizer, layout)
     pipe = Pipeline.untrained(codec, dim=dim, depth=depth, settings=default_settings())
-    predictor = pipe.transformer.to(device)
-    collate = Collate(pipe, source)
-    held_out = Collate(pipe, world(kinds, seed=seed + 1, split=Split.HELD_OUT))
-    times = Mixture(((0.25, Square()), (0.15, Diagonal()), (0.6, Edges(text=0.35, image=0.65, hide=0.1))))
-    yield Run(
-        module=predictor,
-        objective=Masking(Absorbing(layout.vocab.mask), times, ExactCount(), emphasis=Rare(emphasis)),
-        batches=Batches(int, batch, collate=collate, prefetch=1),
-        steps=steps,
-        folder=out / "transformer",
-        optimizer=AdamW(lr=lr, weight_decay=0.05),
-        learning_rate=WarmupCosine(warmup=100, floor=0.02),
-        ema=Ema(decay=0.998),
-        weights={"text": 0.75, "image": 4.0},
-        precision=PRECISIONS[precision],
-        validation=Validation(every=500, batches=[held_out.rows(range(256))]),
-        hooks=((500, Examine(pipe, kinds)),),
-        checkpoint_every=250,
-        seed=seed,
-        progress=progress,
-    )
+    pipe.transformer.to(device)
+    # one object binds colours and shapes to their words sooner; the whole world then shows every combination
+    worlds = (("first", kinds[:1], first_steps, Constant(warmup=100)), ("transformer", kinds, steps, COSINE))
+    for name, shown, count, rate in worlds:
+        held_out = Collate(pipe, world(shown, seed=seed + 1, split=Split.HELD_OUT))
+        yield Run(
+            module=pipe.transformer,
+            objective=Masking(Absorbing(layout.vocab.mask), LAWS, ExactCount(), emphasis=Rare(emphasis)),
+            batches=Batches(int, batch, collate=Collate(pipe, world(shown, seed=seed)), prefetch=1),
+            steps=count,
+            folder=out / name,
+            optimizer=AdamW(lr=lr, weight_decay=0.05),
+            learning_rate=rate,
+            ema=Ema(decay=0.998),
+            weights={"text": 0.75, "image": 4.0},
+            precision=PRECISIONS[precision],
+            validation=Validation(every=500, batches=[held_out.rows(range(256))]),
+            hooks=((500, Examine(pipe, shown)),),
+            checkpoint_every=250,
+            seed=seed,
+            progress=progress,
+        )
     card = CARD.format(
         kinds=", ".join(kinds),
         lattice=everything.step,
-        parameters=predictor.num_parameters(),
+        parameters=pipe.transformer.num_parameters(),
+        first=first_steps,
         steps=steps,
         batch=batch,
         tokenizer=report,
