@@ -1,10 +1,10 @@
-"""Answer a question about a picture: `python infer/answer.py a.png "which colour is the circle?"`."""
+"""Answer a question about a picture: `python infer/answer.py a.png "which colour is the small circle?"`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmdlm.program import add_sampling, load, open_images, options, run
+from mmdlm.program import add_guidance, add_sampling, load, open_images, options, run
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -12,6 +12,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("image", help="picture file")
     parser.add_argument("question", nargs="+", help="one question each")
     add_sampling(parser)
+    add_guidance(parser)
     given = parser.parse_args(arguments)
     images = open_images([given.image]) * len(given.question)
     output = load(given).answer(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmdlm.program import add_sampling, load, open_images, options, run
+from mmdlm.program import add_guidance, add_sampling, load, open_images, options, run
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -13,6 +13,7 @@ def main(arguments: Sequence[str]) -> None:
         "image", nargs="+", help="picture file; other sizes are scaled and cropped to the model's"
     )
     add_sampling(parser)
+    add_guidance(parser)
     given = parser.parse_args(arguments)
     images = open_images(given.image)
     output = load(given).caption(

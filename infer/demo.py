@@ -1,5 +1,4 @@
-"""The main job, `make demo`: draws, captions, dreams pairs, inpaints, judges everything exactly, and writes
-one page."""
+"""The main job, `make demo`: draws, captions, dreams pairs, inpaints, judges it all, and writes one page."""
 
 from __future__ import annotations
 
@@ -186,7 +185,7 @@ def ragged(pipe: Pipeline, questions: Sequence[Question], seed: int) -> str:
 
     def fill(canvas: Canvas, count: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
         sampler = {"policy": Confidence(), "seeds": seed, "mask": mask}
-        *_, state = denoise(pipe.transformer, canvas, steps=count, samples=samples, **sampler)
+        *_, state = denoise(pipe.transformer, canvas.to(pipe.device), steps=count, samples=samples, **sampler)
         return state.canvas.tokens
 
     together = fill(batch, steps, torch.arange(len(canvases)))[number]

@@ -1,12 +1,11 @@
-"""Draw the masked part of a picture anew: `python infer/inpaint.py a.png mask.png "a red circle on ..." --out
-out`."""
+"""Draw the masked part of a picture anew: `python infer/inpaint.py a.png mask.png "a red circle"`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmdlm.program import add_sampling, load, open_images, options, run
+from mmdlm.program import add_guidance, add_sampling, load, open_images, options, run
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -16,6 +15,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("prompt", help="what the whole picture shall show")
     parser.add_argument("--out", type=Path, default=Path("out/inpaint"), help="folder for the PNG")
     add_sampling(parser)
+    add_guidance(parser)
     given = parser.parse_args(arguments)
     image, mask = open_images([given.image, given.mask])
     output = load(given).inpaint(

@@ -1,12 +1,11 @@
-"""Dream pairs of caption and picture, both denoised at once: `python infer/joint.py --num 4`, with a prefix
-or without."""
+"""Dream pairs of caption and picture, both denoised at once: `python infer/joint.py --num 4`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmdlm.program import add_sampling, load, options, positive, run
+from mmdlm.program import add_guidance, add_sampling, load, options, positive, run
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -17,6 +16,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/joint"), help="folder for the PNGs")
     parser.add_argument("--num", type=positive, default=4, help="pairs, for each prefix (default: 4)")
     add_sampling(parser)
+    add_guidance(parser)
     given = parser.parse_args(arguments)
     output = load(given).joint(
         given.prefix or None,

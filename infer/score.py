@@ -1,5 +1,4 @@
-"""Score a scenes model exactly on held-out scenes: `python infer/score.py --model scenes --num 1000 --seed 0
---json`."""
+"""Score a scenes model exactly on held-out scenes: `python infer/score.py --num 1000 --json`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Write texts, or fill the holes of one: `python infer/text.py "a small"`, `python infer/text.py "a ___ red
-circle"`."""
+"""Write texts, or fill the holes of one: `python infer/text.py "a small"` or `... "a ___ red circle"`."""
 
 from __future__ import annotations
 

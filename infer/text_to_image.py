@@ -1,12 +1,11 @@
-"""Draw pictures from prompts: `python infer/text_to_image.py "a small red circle on a white background" --out
-out`."""
+"""Draw pictures from prompts: `python infer/text_to_image.py "a small red circle on a white background"`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmdlm.program import add_sampling, load, options, positive, run
+from mmdlm.program import add_guidance, add_sampling, load, options, positive, run
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -15,6 +14,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/text_to_image"), help="folder for the PNGs")
     parser.add_argument("--num", type=positive, default=1, help="pictures a prompt (default: 1)")
     add_sampling(parser)
+    add_guidance(parser)
     given = parser.parse_args(arguments)
     pipe = load(given)
     prompts = [prompt for prompt in given.prompt for _ in range(given.num)]

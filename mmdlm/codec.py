@@ -1,7 +1,4 @@
-"""Words and pictures become ids, and ids words and pictures.
-
-Knows no model and no task.
-"""
+"""Words and pictures become ids, and ids words and pictures. Knows no model and no task."""
 
 from __future__ import annotations
 
@@ -57,8 +54,7 @@ class Codec:
         return torch.cat([self.image_tokenizer.encode(part) for part in pixels.split(_AT_ONCE)])
 
     def decode(self, codes: Tensor, holes: Tensor | None = None) -> list[Image.Image]:
-        """Pictures of image codes (B, h, w) long; patches of `holes` (B, h, w) bool are grey, their codes
-        ignored."""
+        """Pictures of image codes (B, h, w) long; patches of `holes` (B, h, w) bool are grey."""
         known = codes if holes is None else codes.masked_fill(holes, 0)
         images = torch.cat([self.image_tokenizer.decode(part) for part in known.split(_AT_ONCE)])
         pixels = ((images + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

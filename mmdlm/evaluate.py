@@ -1,7 +1,4 @@
-"""The exam on scenes: every picture, caption, answer and pair judged exactly, with intervals.
-
-Knows a pipeline by its methods.
-"""
+"""The exam on scenes: all that a pipeline makes, judged exactly. Knows a pipeline by its methods."""
 
 from __future__ import annotations
 
@@ -81,9 +78,7 @@ class Exam:
     split: Split = Split.HELD_OUT
 
     def __post_init__(self) -> None:
-        unknown = [kind for kind in self.kinds if kind not in KINDS]
-        if unknown or not self.kinds:
-            raise ValueError(f"unknown kinds of scene {unknown}; they are {', '.join(KINDS)}")
+        world(self.kinds)
         if self.num < 1:
             raise ValueError(f"an exam needs at least one scene a kind, got num = {self.num}")
 
@@ -101,8 +96,11 @@ class Exam:
 
 
 def world(kinds: Iterable[str], *, seed: int = 0, split: Split = Split.TRAIN) -> Scenes:
-    """The scenes of some kinds, all equally likely."""
+    """The scenes of some kinds, all equally likely. Raises ValueError for a kind that there is not."""
     wanted = set(kinds)
+    unknown = sorted(wanted - set(KINDS))
+    if unknown or not wanted:
+        raise ValueError(f"unknown kinds of scene {unknown}; they are {', '.join(KINDS)}")
     one, two, three, groups = (float(kind in wanted) for kind in KINDS)
     return Scenes(seed=seed, split=split, mixture=(one, two, three, groups))
 
@@ -157,8 +155,7 @@ def summary(name: str, marks: Sequence[bool], kinds: Sequence[str]) -> dict[str,
 
 
 def judge_pairs(output: Output, kinds: Iterable[str]) -> dict[str, Any]:
-    """Pairs denoised together: do picture and caption agree, how many captions are distinct, and is their law
-    the data's?
+    """Do picture and caption agree, how many captions are distinct, and is their law the data's?
 
     `law` is the total variation between the samples and the generator (training split) for each marginal; a
     caption that does not parse counts as a value of its own.
@@ -169,7 +166,7 @@ def judge_pairs(output: Output, kinds: Iterable[str]) -> dict[str, Any]:
     law = {
         name: total_variation(_counts(feature, said), expected[name]) for name, feature in _FEATURES.items()
     }
-    return {**_rate("agree", marks), "distinct": len(set(output.texts)), "law": law}
+    return {**summary("agree", marks, list(map(_kind, said))), "distinct": len(set(output.texts)), "law": law}
 
 
 def read_pictures(images: Sequence[Image.Image]) -> list[Scene | None]:
@@ -190,6 +187,13 @@ def total_variation(counts: Mapping[Any, float], expected: Mapping[Any, float]) 
     p, q = (sum(law.values()) or 1 for law in (counts, expected))
     keys = set(counts) | set(expected)
     return round(0.5 * sum(abs(counts.get(key, 0) / p - expected.get(key, 0) / q) for key in keys), 4)
+
+
+def _kind(said: Description | None) -> str:
+    """What kind of scene a caption tells of."""
+    if said is None:
+        return "unreadable"
+    return "groups" if said.is_group else KINDS[len(said.looks) - 1]
 
 
 def _rate(name: str, marks: Sequence[bool]) -> dict[str, Any]:

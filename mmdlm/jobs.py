@@ -1,12 +1,10 @@
-"""What is asked of a model becomes a canvas with holes, and the filled canvas an answer.
-
-Knows no model and no sampler.
-"""
+"""What is asked becomes a canvas with holes, and the filled canvas an answer. Knows no model, no sampler."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image
 
@@ -121,8 +119,7 @@ def inpaint(
     masks: Picture | Sequence[Picture],
     prompts: str | Sequence[str],
 ) -> Job:
-    """Pictures whose masked part is open: it is blanked before encoding, for the encoder may look around a
-    patch."""
+    """Pictures whose masked part is open; blanked before encoding, for an encoder looks around a patch."""
     shown, covers, asked = pictures(images), pictures(masks), listed(prompts)
     if not len(shown) == len(covers) == len(asked):
         raise ValueError(
@@ -140,24 +137,26 @@ def inpaint(
 
 
 def listed(value: str | Sequence[str]) -> list[str]:
-    """One text or several, as a list.
-
-    Raises ValueError for none.
-    """
+    """One text or several, as a list. Raises ValueError for none, and for what is no text."""
     values = [value] if isinstance(value, str) else list(value)
     if not values:
         raise ValueError("got no text, wanted at least one")
+    for each in values:
+        if not isinstance(each, str):
+            raise ValueError(f"wanted texts, got an object of {type(each).__name__}")
     return values
 
 
 def pictures(value: Picture | Sequence[Picture]) -> list[Picture]:
-    """One picture or several, as a list.
-
-    Raises ValueError for none.
-    """
-    values = [value] if isinstance(value, Picture) else list(value)
+    """One picture or several, as a list. Raises ValueError for none, and for what is no PIL image."""
+    one = isinstance(value, (Picture, str, Path))
+    values = [value] if one else list(value)
     if not values:
         raise ValueError("got no picture, wanted at least one")
+    for each in values:
+        if not isinstance(each, Picture):
+            name = type(each).__name__
+            raise ValueError(f"wanted PIL images, got {name}; mmdlm.data.decode reads a picture from a file")
     return values
 
 

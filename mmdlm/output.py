@@ -1,7 +1,4 @@
-"""What a generation gives back: texts, pictures, and a record of how they came about.
-
-Knows no model.
-"""
+"""What a generation gives back: texts, pictures, and a record of how they came about. Knows no model."""
 
 from __future__ import annotations
 
@@ -31,8 +28,7 @@ class Record:
     software: str
 
     def chunks(self) -> dict[str, str]:
-        """The record as PNG text chunks: `prompt` and `seed` for people and other tools, `mmdlm` with
-        everything as JSON."""
+        """As PNG text chunks: `prompt`, `seed`, `model` for people and tools, all of it JSON in `mmdlm`."""
         return {
             "prompt": self.prompt,
             "seed": str(self.seed),
@@ -43,10 +39,7 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """The samples of one call, in the order of its inputs.
-
-    `texts` or `images` is empty where the task makes none.
-    """
+    """The samples of one call, in the order of its inputs; `texts` or `images` is empty where none is made."""
 
     texts: tuple[str, ...] = ()
     images: tuple[Image.Image, ...] = ()
@@ -54,10 +47,7 @@ class Output:
     forwards: int = 0  # rows through the network, summed over its passes, guidance branches counted
 
     def save(self, folder: Path | str, *, stem: str = "sample") -> list[Path]:
-        """Write each picture as `stem-NNN.png` with its record inside; gives the paths.
-
-        Raises ValueError when there is no picture to save.
-        """
+        """Write each picture as `stem-NNN.png`, its record inside; the paths. ValueError for no pictures."""
         if not self.images:
             raise ValueError("this output holds no pictures to save")
         folder = Path(folder)
@@ -70,10 +60,7 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """One step of a generation that is being watched.
-
-    Holes are `_` in texts and grey tiles in pictures.
-    """
+    """One step of a generation that is being watched; holes are `_` in texts and grey tiles in pictures."""
 
     step: int
     steps: int
@@ -108,10 +95,7 @@ def save_png(image: Image.Image, path: Path | str, record: Record) -> None:
 
 
 def read_record(path: Path | str) -> Record:
-    """The record inside a PNG written by `save_png`.
-
-    Raises ValueError where there is none.
-    """
+    """The record inside a PNG written by `save_png`. Raises ValueError where there is none."""
     with Image.open(path) as image:
         text = image.info.get("mmdlm")
     if text is None:

@@ -1,7 +1,4 @@
-"""`Pipeline`: what a user holds.
-
-Words and pictures in, words and pictures out; everything below speaks in ids.
-"""
+"""`Pipeline`: what a user holds. Words and pictures in and out; everything below speaks in ids."""
 
 from __future__ import annotations
 
@@ -14,10 +11,10 @@ from tqdm import tqdm
 
 from mmdlm import __version__ as VERSION
 from mmdlm import jobs
-from mmdlm.canvas import IMAGE, MODALITIES, TEXT, Canvas, Layout
+from mmdlm.canvas import MODALITIES, Canvas, Layout
 from mmdlm.codec import Codec
-from mmdlm.diffusion import Absorbing, conditional, marginal, nelbo
 from mmdlm.jobs import TASKS, Job, Picture
+from mmdlm.likelihood import score_pairs
 from mmdlm.model import Predictor, Transformer, TransformerConfig
 from mmdlm.output import Moment, Output, Record, Score
 from mmdlm.pretrained import Parts, Settings, fingerprint, load_parts, save_parts
@@ -35,8 +32,8 @@ class Pipeline:
     Every generating method takes `steps` (passes of the sampler), `guidance` (scale w of (1 + w) conditional
     - w unconditional logits; one number for whatever is generated, or {"text": ..., "image": ...}), `seed`,
     `policy` (the sampler itself) and `progress` (a bar on stderr); what is left out comes from the model's
-    generation_config.json.
-    A sample depends on (seed, its place in the call) alone, not on the batch size nor on its neighbours.
+    generation_config.json. A sample depends on (seed, its place in the call) alone, not on the batch size nor
+    on its neighbours.
     """
 
     def __init__(
@@ -70,10 +67,7 @@ class Pipeline:
         policy: Policy | None = None,
         progress: bool = True,
     ) -> Output:
-        """One picture for each prompt.
-
-        Raises ValueError for a prompt longer than the model's captions.
-        """
+        """One picture for each prompt. Raises ValueError for one longer than the model's captions."""
         return self._output(jobs.draw(self.codec, prompts), steps, guidance, seed, policy, progress)
 
     def caption(
@@ -116,10 +110,7 @@ class Pipeline:
         policy: Policy | None = None,
         progress: bool = True,
     ) -> Output:
-        """Pairs of caption and picture, denoised together.
-
-        A prefix gives the beginning of a caption; each prefix is used `num_samples` times.
-        """
+        """Pairs of caption and picture, denoised together: `num_samples` for each beginning of a caption."""
         return self._output(
             jobs.joint(self.codec, prefixes, num_samples), steps, guidance, seed, policy, progress
         )
@@ -151,10 +142,7 @@ class Pipeline:
         policy: Policy | None = None,
         progress: bool = True,
     ) -> Output:
-        """Texts whose holes are filled, with a picture to look at or without.
-
-        Each `hole` in a text stands for one token.
-        """
+        """Texts whose holes are filled, with a picture to look at or without; a `hole` is one token."""
         return self._output(
             jobs.infill(self.codec, texts, images, hole), steps, guidance, seed, policy, progress
         )
@@ -220,6 +208,43 @@ class Pipeline:
         """`joint`, a `Moment` a step."""
         return self._stream(jobs.joint(self.codec, prefixes, num_samples), steps, guidance, seed, policy)
 
+    def stream_answer(
+        self,
+        images: Picture | Sequence[Picture],
+        questions: str | Sequence[str],
+        *,
+        steps: int | None = None,
+        seed: int = 0,
+        policy: Policy | None = None,
+    ) -> Iterator[Moment]:
+        """`answer`, a `Moment` a step."""
+        return self._stream(jobs.answer(self.codec, images, questions), steps, None, seed, policy)
+
+    def stream_text(
+        self,
+        prefixes: str | Sequence[str] | None = None,
+        *,
+        num_samples: int = 1,
+        steps: int | None = None,
+        seed: int = 0,
+        policy: Policy | None = None,
+    ) -> Iterator[Moment]:
+        """`text`, a `Moment` a step."""
+        return self._stream(jobs.write(self.codec, prefixes, num_samples), steps, None, seed, policy)
+
+    def stream_infill(
+        self,
+        texts: str | Sequence[str],
+        images: Picture | Sequence[Picture] | None = None,
+        *,
+        hole: str = "___",
+        steps: int | None = None,
+        seed: int = 0,
+        policy: Policy | None = None,
+    ) -> Iterator[Moment]:
+        """`infill`, a `Moment` a step."""
+        return self._stream(jobs.infill(self.codec, texts, images, hole), steps, None, seed, policy)
+
     def stream_inpaint(
         self,
         images: Picture | Sequence[Picture],
@@ -243,34 +268,21 @@ class Pipeline:
         *,
         draws: int = 32,
         seed: int = 0,
+        progress: bool = True,
     ) -> Score:
-        """Lower bounds on the log-likelihood of pairs, in nats: joint, each side given the other, each side
-        alone, PMI.
+        """Lower bounds on the log-likelihood of pairs, in nats: joint, conditional, marginal, and PMI.
 
-        `draws` noise levels a pair and bound, stratified; the same seed gives the same noise.
+        `draws` noise levels for each pair and bound, stratified; the same call with the same seed sees the
+        same noise.
         """
         pictures, captions = jobs.pictures(images), jobs.listed(texts)
         if len(pictures) != len(captions):
-            raise ValueError(
-                f"{len(pictures)} pictures and {len(captions)} texts; wanted one text for each picture"
-            )
-        whole = self.layout.pairs(self.codec.ids(captions), self.encode_images(pictures))
-        process = Absorbing(self.layout.vocab.mask)
-        views = {
-            "joint": whole,
-            "text_given_image": conditional(whole, TEXT),
-            "image_given_text": conditional(whole, IMAGE),
-            "text": marginal(whole, TEXT, process),
-            "image": marginal(whole, IMAGE, process),
-        }
-        values, errors = {}, {}
-        for name, view in views.items():
-            rng = torch.Generator().manual_seed(seed)
-            bound = nelbo(self.transformer, view.to(self.device), process, num_draws=draws, rng=rng)
-            values[name] = tuple((-bound.nats).tolist())
-            errors[name] = tuple(bound.error.tolist())
-        sides = zip(values["joint"], values["text"], values["image"], strict=True)
-        return Score(**values, pmi=tuple(joint - text - image for joint, text, image in sides), error=errors)
+            found = f"{len(pictures)} pictures and {len(captions)} texts"
+            raise ValueError(f"{found}; wanted one text for each picture")
+        pairs = self.layout.pairs(self.codec.ids(captions), self.encode_images(pictures))
+        return score_pairs(
+            self.transformer, pairs, draws=draws, seed=seed, batch_size=self.batch_size, progress=progress
+        )
 
     # what it is made of
 
@@ -434,10 +446,10 @@ class Pipeline:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, device: str | torch.device = "cpu") -> Pipeline:
-        """A built-in name ("scenes"), a local folder, or a hub repository id "owner/name" (the one case that
-        asks the network).
+        """A built-in name ("scenes"), a local folder, or a hub repository id "owner/name".
 
-        Raises ValueError when there is no such model, or its files do not fit together.
+        Only the last asks the network. Raises ValueError when there is no such model, or its files do not
+        fit together.
         """
         parts = load_parts(name_or_path)
         return cls(
@@ -449,10 +461,10 @@ class Pipeline:
         )
 
     def save_pretrained(self, folder: str | Path, *, card: str = "") -> None:
-        """Write the model folder (model_index.json, transformer/, text_tokenizer/, image_tokenizer/,
-        generation_config.json), whole or not at all; `card` becomes its README.md.
+        """Write the model folder, whole or not at all; `card` becomes its README.md.
 
-        Raises ValueError where a tokenizer is not one of ours.
+        It holds model_index.json, transformer/, text_tokenizer/, image_tokenizer/, generation_config.json and
+        manifest.json. Raises ValueError where a tokenizer is not one of ours.
         """
         parts = Parts(
             transformer=self.transformer,

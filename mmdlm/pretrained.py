@@ -1,5 +1,4 @@
-"""A pipeline's parts and the model folder: which class stands behind which name, what is written, what is
-read back."""
+"""A pipeline's parts and the model folder: which class stands behind a name, what is written and read."""
 
 from __future__ import annotations
 
@@ -85,10 +84,7 @@ class Parts:
 
 
 def save_parts(folder: Path | str, parts: Parts, *, card: str = "") -> None:
-    """Write a model folder, whole or not at all.
-
-    Raises ValueError for tokenizers that are not of our own classes.
-    """
+    """Write a model folder, whole or not at all. Raises ValueError for tokenizers of others' classes."""
     text, image = parts.text_tokenizer, parts.image_tokenizer
     if not isinstance(text, BytePairTokenizer) or not isinstance(image, Autoencoder):
         wanted = f"{BytePairTokenizer.__name__} and {Autoencoder.__name__}"
@@ -115,10 +111,7 @@ def save_parts(folder: Path | str, parts: Parts, *, card: str = "") -> None:
 
 
 def load_parts(name_or_path: Path | str) -> Parts:
-    """Read a model folder; weights arrive on the CPU in float32.
-
-    Raises ValueError, naming what does not fit.
-    """
+    """Read a model folder; weights arrive on the CPU in float32. Raises ValueError naming what is wrong."""
     folder = read_folder(resolve(name_or_path, BUILT_IN))
     expected = {
         "transformer": "Predictor",

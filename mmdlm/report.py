@@ -1,7 +1,4 @@
-"""Pictures for people: stamped sheets, walks through the square of noise levels, one self-contained page.
-
-Knows no model.
-"""
+"""Pictures for people: stamped sheets, walks through the noise levels, one HTML page. Knows no model."""
 
 from __future__ import annotations
 
@@ -39,10 +36,7 @@ def stamp(image: Image.Image, right: bool, *, scale: int = 2) -> Image.Image:
 
 
 def sheet(images: Sequence[Image.Image], *, columns: int = 8, gap: int = 2) -> Image.Image:
-    """Pictures of one size in rows on white.
-
-    Raises ValueError for none.
-    """
+    """Pictures of one size in rows on white. Raises ValueError for none."""
     if not images:
         raise ValueError("a sheet needs at least one picture")
     width, height = images[0].width + gap, images[0].height + gap
@@ -56,8 +50,7 @@ def sheet(images: Sequence[Image.Image], *, columns: int = 8, gap: int = 2) -> I
 def walk(
     moments: Sequence[Moment], *, title: str, image: Image.Image | None = None, text: str | None = None
 ) -> list[Image.Image]:
-    """Frames of one generation: the picture, the text, and the point in the square of noise levels (text
-    across, image down).
+    """Frames of one generation: picture, text, and the way through the noise levels (text right, image up).
 
     `image` or `text` is what was given, for the modality that the generation does not make.
     """
@@ -78,10 +71,7 @@ def save_gif(frames: Sequence[Image.Image], path: Path | str, *, milliseconds: i
 
 
 class Page:
-    """An HTML page that grows section by section and needs no other file.
-
-    Text is escaped.
-    """
+    """An HTML page that grows section by section and needs no other file. Text is escaped."""
 
     def __init__(self, title: str) -> None:
         self._title = html.escape(title)

@@ -1,7 +1,4 @@
-"""The record that flows: a batch of token sequences with holes.
-
-Knows no model, no noise and no tokenizer.
-"""
+"""The record that flows: a batch of token sequences with holes. Knows no model, noise or tokenizer."""
 
 from __future__ import annotations
 
@@ -92,8 +89,10 @@ class Canvas:
 
     @staticmethod
     def concat(canvases: Sequence[Canvas]) -> Canvas:
-        """All rows under one another, padded to the longest; optional columns must be present in all or in
-        none."""
+        """All rows under one another, padded to the longest.
+
+        Raises ValueError for an optional column that some have and others lack.
+        """
         length = max(canvas.shape[1] for canvas in canvases)
         padded = [canvas.pad_to(length) for canvas in canvases]
         columns = {}
@@ -108,8 +107,7 @@ class Canvas:
         return Canvas(**columns)
 
     def hide(self, where: Tensor, mask_id: int) -> Canvas:
-        """The canvas with the positions `where` (B, L) bool turned into holes; the given ids are gone from
-        `tokens`."""
+        """The canvas with the positions `where` (B, L) bool turned into holes; their ids are gone."""
         return replace(self, tokens=self.tokens.masked_fill(where, mask_id), masked=self.masked | where)
 
     def _map(self, change) -> Canvas:

@@ -1,7 +1,4 @@
-"""Runs of text and image become the columns of a row, and are read back.
-
-Knows no tokenizer and no task.
-"""
+"""Runs of text and image become the columns of a row, and are read back. Knows no tokenizer and no task."""
 
 from __future__ import annotations
 
@@ -17,10 +14,7 @@ from mmdlm.canvas.canvas import IMAGE, TEXT, Canvas
 
 @dataclass(frozen=True)
 class Run:
-    """One span of a row and the structure tokens around it.
-
-    Give `length` for text, `grid` (h, w) for an image.
-    """
+    """One span of a row and its structure tokens. Give `length` for text, `grid` (h, w) for an image."""
 
     length: int = 0
     grid: tuple[int, int] | None = None
@@ -94,10 +88,7 @@ class Frame:
         )
 
     def canvas(self, fills: Sequence[Fill], *, mask: int) -> Canvas:
-        """A canvas of B rows; one `Fill` a run.
-
-        Holes hold the id `mask`.
-        """
+        """A canvas of B rows; one `Fill` a run. Holes hold the id `mask`."""
         if len(fills) != len(self.runs):
             raise ValueError(f"{len(fills)} fills for {len(self.runs)} runs")
         batch = fills[0].ids.shape[0]
@@ -119,8 +110,7 @@ class Frame:
         return canvas.hide(masked, mask)
 
     def read(self, canvas: Canvas, span: int) -> Tensor:
-        """The ids of one run, (B, n) for text and (B, h, w) for an image; `canvas` may be padded on the
-        right."""
+        """The ids of one run: (B, n) of text, (B, h, w) of an image. `canvas` may be padded on the right."""
         ids = canvas.tokens[:, self.places[span]]
         grid = self.runs[span].grid
         return ids if grid is None else ids.unflatten(1, grid)

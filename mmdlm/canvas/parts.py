@@ -1,7 +1,4 @@
-"""What a model is asked and what it answers: rows, parts, and the two protocols.
-
-Knows no network and no sampler.
-"""
+"""What a model is asked and what it answers: rows, parts, two protocols. Knows no network and no sampler."""
 
 from __future__ import annotations
 
@@ -30,8 +27,7 @@ class Rows:
 
     @staticmethod
     def of(where: Tensor, bound: int | None = None) -> Rows:
-        """The positions where `where` (B, L) is True, in row-major order; `bound` is the M of an
-        accelerator."""
+        """The positions where `where` (B, L) is True, row-major; `bound` is the M of an accelerator."""
         flat = where.reshape(-1)
         if flat.device.type == "cpu":
             index = flat.nonzero().squeeze(1)
@@ -91,8 +87,7 @@ class Predict(Protocol):
     def __call__(
         self, canvas: Canvas, rows: Rows, *, reduce: Callable[[Part], T] | None = None
     ) -> list[Part] | list[T]:
-        """Logits at `rows`, one `Part` a vocabulary range; with `reduce`, its results over chunks of rows
-        instead."""
+        """Logits at `rows`, one `Part` a vocabulary range; or what `reduce` makes of them in chunks."""
         ...
 
 

@@ -1,7 +1,4 @@
-"""The tasks as canvases: which runs are given and which are holes.
-
-Knows no model, no noise and no tokenizer.
-"""
+"""The tasks as canvases: which runs are given and which are holes. Knows no model, noise or tokenizer."""
 
 from __future__ import annotations
 
@@ -21,8 +18,7 @@ Ids = Sequence[int]
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How this model's rows are laid out: capacities of the text runs (positions, `end` included) and the
-    code grid.
+    """How this model's rows are laid out: the room of each text run (`end` included) and the code grid.
 
     A text run holds its ids, one `end`, and further `end`s up to its capacity; they are learnt like any
     token, so that a generated text brings its length. Reading a text stops at the first `end`.
@@ -43,18 +39,14 @@ class Layout:
 
     @cached_property
     def question_frame(self) -> Frame:
-        """[begin_image] image (span 0) [end_image] [begin_question] question (1) [begin_answer] answer
-        (2)."""
+        """[begin_image] image (0) [end_image] [begin_question] question (1) [begin_answer] answer (2)."""
         question = self._text("begin_question", self.question)
         return Frame((self._image, question, self._text("begin_answer", self.answer)))
 
     # whole canvases, for training: what may be noised is open
 
     def pairs(self, captions: Sequence[Ids], codes: Tensor) -> Canvas:
-        """Captions and their pictures, all open.
-
-        `codes` (B, h, w) long, counted from 0 as the image tokenizer does.
-        """
+        """Captions and pictures, all open; `codes` (B, h, w) long count from 0, as image tokenizers do."""
         return self._canvas(
             self.pair_frame, self._open(self._texts(captions, self.caption)), self._open(self._codes(codes))
         )

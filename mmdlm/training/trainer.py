@@ -77,8 +77,9 @@ class Trainer(Generic[BatchT]):
         bar = tqdm(total=run.steps, initial=self.step, disable=not run.progress, dynamic_ncols=True)
         with bar, _signals() as caught:
             stream = self._stream()
-            if not self._observed:
+            if not self._observed:  # a signal came before what was due; saved, lest the next resume repeat it
                 self._observe()
+                self.save()
             while self.step < run.steps and not caught:
                 self._began = time.perf_counter()
                 self._update([next(stream) for _ in range(run.accumulate)])

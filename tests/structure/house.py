@@ -24,6 +24,7 @@ FLOORS = {
     "mmdlm.interop": 5,
     "mmdlm.codec": 6,
     "mmdlm.jobs": 6,
+    "mmdlm.likelihood": 6,
     "mmdlm.pipeline": 6,
     "mmdlm.evaluate": 6,
     "mmdlm.output": 6,
