@@ -15,7 +15,7 @@ export OMP_WAIT_POLICY
 
 ARGS ?=# more arguments for the program or for pytest: make test ARGS="-x tests/canvas"
 
-.PHONY: help demo setup test test-slow test-gpu check format wheel clean distclean
+.PHONY: help demo venv setup test test-slow test-gpu check format wheel clean distclean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -23,6 +23,8 @@ help: ## this list
 
 demo: $(VENV)/.installed ## set up, then draw, caption and dream pairs into out/demo/index.html
 	@$(BIN)/python infer/demo.py $(ARGS)
+
+venv: $(VENV)/.python ## an empty .venv, for a build of PyTorch of your choice
 
 setup: $(VENV)/.installed-dev ## set up .venv with the tools of development
 

@@ -64,9 +64,18 @@ class Codec:
             pixels = pixels.masked_fill(grey[..., None].to(pixels.device), _HOLE)
         return [Image.fromarray(image) for image in pixels.cpu().numpy()]
 
-    def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text; whatever it spells, they are ordinary text."""
-        return [self.text_tokenizer.encode(text) for text in texts]
+    def ids(self, texts: Sequence[str], room: int) -> list[list[int]]:
+        """Token ids of each text; whatever it spells, they are ordinary text.
+
+        Raises ValueError for a text that does not fit a run of `room` positions, one of them for its end.
+        """
+        every = [self.text_tokenizer.encode(text) for text in texts]
+        for text, ids in zip(texts, every, strict=True):
+            if len(ids) >= room:
+                raise ValueError(
+                    f"{text!r} is {len(ids)} tokens long, and this model has room for {room - 1}"
+                )
+        return every
 
     def ids_with_holes(self, text: str, hole: str) -> list[int | None]:
         """Ids with None for each `hole` of the text.

@@ -59,7 +59,7 @@ class Job:
 def draw(codec: Codec, prompts: str | Sequence[str]) -> Job:
     """Pictures from prompts."""
     asked = listed(prompts)
-    canvas = codec.layout.text_to_image(codec.ids(asked))
+    canvas = codec.layout.text_to_image(codec.ids(asked, codec.layout.caption))
     return Job(task="text_to_image", canvas=canvas, frame=codec.layout.pair_frame, prompts=asked, image=1)
 
 
@@ -81,21 +81,23 @@ def answer(codec: Codec, images: Picture | Sequence[Picture], questions: str | S
         raise ValueError(
             f"{len(shown)} pictures and {len(asked)} questions; wanted one question for each, or one"
         )
-    canvas = codec.layout.answering(codec.encode(codec.pixels(shown)), codec.ids(asked))
+    canvas = codec.layout.answering(
+        codec.encode(codec.pixels(shown)), codec.ids(asked, codec.layout.question)
+    )
     return Job(task="answer", canvas=canvas, frame=codec.layout.question_frame, prompts=asked, text=2)
 
 
 def joint(codec: Codec, prefixes: str | Sequence[str] | None, num_samples: int) -> Job:
     """Pairs of caption and picture."""
     begun = repeated(prefixes, num_samples)
-    canvas = codec.layout.joint(codec.ids(begun))
+    canvas = codec.layout.joint(codec.ids(begun, codec.layout.caption))
     return Job(task="joint", canvas=canvas, frame=codec.layout.pair_frame, prompts=begun, text=0, image=1)
 
 
 def write(codec: Codec, prefixes: str | Sequence[str] | None, num_samples: int) -> Job:
     """Texts without a picture."""
     begun = repeated(prefixes, num_samples)
-    canvas = codec.layout.writing(codec.ids(begun))
+    canvas = codec.layout.writing(codec.ids(begun, codec.layout.caption))
     return Job(task="text", canvas=canvas, frame=codec.layout.pair_frame, prompts=begun, text=0)
 
 
@@ -132,7 +134,7 @@ def inpaint(
             )
     covered = codec.covered(covers)
     codes = codec.encode(codec.pixels(shown).masked_fill(covered[:, None], 0.0))
-    canvas = codec.layout.inpainting(codes, codec.touched(covered), codec.ids(asked))
+    canvas = codec.layout.inpainting(codes, codec.touched(covered), codec.ids(asked, codec.layout.caption))
     return Job(task="inpaint", canvas=canvas, frame=codec.layout.pair_frame, prompts=asked, image=1)
 
 

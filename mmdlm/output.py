@@ -39,7 +39,7 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """The samples of one call, in the order of its inputs; `texts` or `images` is empty where none is made."""
+    """The samples of one call, in the order of its inputs; `texts` or `images` is empty where none are."""
 
     texts: tuple[str, ...] = ()
     images: tuple[Image.Image, ...] = ()

@@ -279,7 +279,7 @@ class Pipeline:
         if len(pictures) != len(captions):
             found = f"{len(pictures)} pictures and {len(captions)} texts"
             raise ValueError(f"{found}; wanted one text for each picture")
-        pairs = self.layout.pairs(self.codec.ids(captions), self.encode_images(pictures))
+        pairs = self.layout.pairs(self.codec.ids(captions, self.layout.caption), self.encode_images(pictures))
         return score_pairs(
             self.transformer, pairs, draws=draws, seed=seed, batch_size=self.batch_size, progress=progress
         )
@@ -365,11 +365,6 @@ class Pipeline:
         if guidance is None:
             scales = own.guidance
         elif isinstance(guidance, Mapping):
-            unknown = sorted(set(guidance) - set(MODALITIES))
-            if unknown:
-                raise ValueError(
-                    f"guidance for {unknown}; it is a number, or a mapping from text and image to numbers"
-                )
             scales = dict(guidance)
         else:
             scales = dict.fromkeys(MODALITIES, float(guidance))
@@ -419,8 +414,8 @@ class Pipeline:
         The first weights are drawn from torch's global generator.
         """
         vocab = codec.layout.vocab
-        if dim % 32:
-            raise ValueError(f"dim must be a multiple of 32, got {dim}")
+        if dim < 32 or dim % 32 or depth < 1:
+            raise ValueError(f"dim must be a multiple of 32 and depth at least 1, got {dim} and {depth}")
         config = TransformerConfig(
             vocab_size=vocab.size,
             text=(vocab.text.start, vocab.text.stop),

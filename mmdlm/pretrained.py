@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from torch import nn
 
 from mmdlm import __version__
-from mmdlm.canvas import Layout
+from mmdlm.canvas import MODALITIES, Layout
 from mmdlm.diffusion import Cosine, Linear, LogLinear, Polynomial
 from mmdlm.io import Component, Label, from_json, read_folder, resolve, to_json, write_folder
 from mmdlm.model import Predictor, Transformer, TransformerConfig
@@ -35,6 +37,8 @@ from tokenizers_mm import (
     TextTokenizer,
     Vocab,
 )
+
+T = TypeVar("T")
 
 __all__ = ["BUILT_IN", "Parts", "Settings", "fingerprint", "load_parts", "save_parts"]
 
@@ -67,6 +71,17 @@ class Settings:
     steps: int = 16
     guidance: Mapping[str, float] = field(default_factory=dict)  # modality -> scale w of (1 + w) c - w u
     policy: Policy = field(default_factory=Confidence)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        unknown = sorted(set(self.guidance) - set(MODALITIES))
+        if unknown:
+            raise ValueError(
+                f"guidance for {unknown}; it is a number, or a mapping from text and image to numbers"
+            )
+        if not all(math.isfinite(scale) for scale in self.guidance.values()):
+            raise ValueError(f"guidance must be finite, got {dict(self.guidance)}")
 
 
 _CLASSES["Settings"] = Settings
@@ -126,28 +141,22 @@ def load_parts(name_or_path: Path | str) -> Parts:
     missing = sorted({"network", "vocab", "layout"} - set(stored.config))
     if missing:
         raise ValueError(f"{stored.path}/config.json lacks {', '.join(missing)}")
-    config = from_json(stored.config["network"], _CLASSES, place=f"{stored.path}/config.json")
-    network = Transformer(config)
+    place = f"{stored.path}/config.json"
+    network = Transformer(_read(stored.config["network"], TransformerConfig, place))
     _fill(network, stored.tensors(), stored.path)
-    vocab = Vocab.from_json(stored.config["vocab"])
-    shape = stored.config["layout"]
+    layout = _layout(stored.config, place)
+    vocab = layout.vocab
     image_stored = folder.component("image_tokenizer")
-    image = Autoencoder(from_json(image_stored.config, _CLASSES, place=f"{image_stored.path}/config.json"))
+    image = Autoencoder(_read(image_stored.config, AutoencoderConfig, f"{image_stored.path}/config.json"))
     _fill(image, image_stored.tensors(), image_stored.path)
     text = BytePairTokenizer.load(folder.component("text_tokenizer").path)
-    settings = from_json(folder.generation, _CLASSES, place=f"{folder.path}/generation_config.json")
+    place = f"{folder.path}/generation_config.json"
+    settings = {task: _read(value, Settings, f"{place}: {task}") for task, value in folder.generation.items()}
     if (text.size, image.size) != (vocab.num_text, vocab.num_codes):
         raise ValueError(
             f"{folder.path}: tokenizers of {text.size} text ids and {image.size} codes do not fit the "
             f"{vocab.num_text} and {vocab.num_codes} of its vocabulary"
         )
-    layout = Layout(
-        vocab=vocab,
-        grid=tuple(shape["grid"]),
-        caption=shape["caption"],
-        question=shape["question"],
-        answer=shape["answer"],
-    )
     predictor = Predictor(network, vocab.text, vocab.image, vocab.mask)
     return Parts(
         transformer=predictor,
@@ -165,6 +174,22 @@ def fingerprint(module: nn.Module) -> str:
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _read(value: Any, known: type[T], place: str) -> T:
+    made = from_json(value, _CLASSES, place=place)
+    if not isinstance(made, known):
+        raise ValueError(f"{place}: wanted a {known.__name__}, got a {type(made).__name__}")
+    return made
+
+
+def _layout(config: Mapping[str, Any], place: str) -> Layout:
+    try:
+        height, width = map(int, config["layout"]["grid"])
+        room = {name: int(config["layout"][name]) for name in ("caption", "question", "answer")}
+        return Layout(vocab=Vocab.from_json(config["vocab"]), grid=(height, width), **room)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{place}: its vocab and layout cannot be read ({error!r})") from error
 
 
 def _fill(module: nn.Module, tensors: Mapping, place: Path) -> None:

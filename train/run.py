@@ -2,8 +2,8 @@
 
 A recipe is a Python file with a function `recipe(*, ...)` that returns a `Run`, or yields one `Run` after the
 other: each is trained before the recipe goes on, so that a later stage builds on the trained module of an
-earlier one. The same command takes an interrupted run up again. Exit status: 0 done; 2 wrong input; 143
-(SIGTERM) or 130 (SIGINT) stopped after a checkpoint was saved.
+earlier one. The same command takes an interrupted run up again. Exit status: 0 done; 2 wrong
+input, or a loss that is not finite; 143 (SIGTERM) or 130 (SIGINT) stopped after a checkpoint was saved.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mmdlm.training import Run
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
+NO_PLACE = (FileExistsError, NotADirectoryError, PermissionError)  # to write the run to
 USAGE = "usage: python train/run.py RECIPE [key=value ...]     RECIPE: a .py file, or one of: {names}"
 
 
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{run.folder}: {run.steps} steps", file=sys.stderr)
         try:
             Trainer(run).fit()
-        except CheckpointError as error:
+        except (CheckpointError, FloatingPointError, *NO_PLACE) as error:
             fail(str(error))
         print(f"{run.folder}: done", file=sys.stderr)
     return 0

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmdlm.program import positive, prepare_process, run
+from mmdlm.program import find_device, positive, prepare_process, run, seed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
         "--held-out", type=positive, default=64, help="image: pictures kept apart for the report"
     )
     parser.add_argument("--vocabulary", type=positive, default=2000, help="text: tokens (default: 2000)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and order (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of weights and order (default: 0)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
     given = parser.parse_args(arguments)
     prepare_process()
@@ -53,6 +53,7 @@ def train_image_tokenizer(given: argparse.Namespace) -> None:
     from mmdlm.training import AdamW, Reconstruction, Run, Trainer, WarmupCosine
     from tokenizers_mm import Autoencoder, AutoencoderConfig, measure
 
+    device = find_device(given.device)
     picture, count = pictures(given.data, given.size)
     kept = min(given.held_out, count // 10)
     if kept < 1:
@@ -70,7 +71,7 @@ def train_image_tokenizer(given: argparse.Namespace) -> None:
         levels=numbers(given.levels, "--levels"),
         context=given.context,
     )
-    module = Autoencoder(config).to(given.device)
+    module = Autoencoder(config).to(device)
     source = Listed(lambda index: index + kept, count - kept, order=Shuffled(given.seed))
     Trainer(
         Run(
@@ -86,7 +87,8 @@ def train_image_tokenizer(given: argparse.Namespace) -> None:
         )
     ).fit()
     module.save_pretrained(given.out)
-    print(f"{given.out}: on {kept} pictures kept apart {measure(module, batch(list(range(kept))))}")
+    report = measure(module, batch(list(range(kept))).to(device))
+    print(f"{given.out}: on {kept} pictures kept apart {report}")
 
 
 def pictures(data: Sequence[str], size: int) -> tuple[Callable[[int], np.ndarray], int]:
@@ -94,6 +96,8 @@ def pictures(data: Sequence[str], size: int) -> tuple[Callable[[int], np.ndarray
     from mmdlm.data import ImageFolder, Scenes, decode, fit
 
     if list(data) == ["scenes"]:
+        if size != 64:
+            raise ValueError(f"--size {size}: scenes are 64 pixels a side")
         scenes = Scenes()
         return lambda index: scenes.image(scenes.scene(index)), 100_000
     if len(data) != 1:

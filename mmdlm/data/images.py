@@ -129,8 +129,7 @@ def fit(
     shape: Shape = CentreCrop(),
     resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Image.Image:
-    """Resize an RGB picture to `size` x `size` pixels, antialiased; `shape` says what becomes of the other
-    pixels.
+    """Resize an RGB picture to `size` x `size` pixels, antialiased; `shape` says how it becomes a square.
 
     Pixel art is enlarged better with `Image.Resampling.NEAREST`. Raises ValueError for a size below 1 or
     another mode.

@@ -43,8 +43,7 @@ class Shuffled:
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """A bijection of uint64 that scatters neighbours: the finaliser of SplitMix64
-    (doi:10.1145/2660193.2660195)."""
+    """A bijection of uint64 that scatters: SplitMix64's finaliser (doi:10.1145/2660193.2660195)."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -120,8 +120,7 @@ def _make(
 
 
 def _forever(source: Source[T]) -> Iterator[T]:
-    """Epoch after epoch. Two empty ones in a row (the first may be the rest of one) are an error, not a
-    hang."""
+    """Epoch after epoch. Two empty ones in a row (the first may be a rest) are an error, not a hang."""
     empty = 0
     while empty < 2:
         empty += 1
@@ -132,15 +131,15 @@ def _forever(source: Source[T]) -> Iterator[T]:
 
 
 class _Ahead(Generic[T]):
-    """What an iterator gives, computed ahead in a thread; iterated by one other thread, its errors
-    included."""
+    """What an iterator gives, errors included, computed ahead in a thread; iterated by one other thread."""
 
     def __init__(self, items: Iterator[T], depth: int) -> None:
         self._ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=depth)
         self._stopped = threading.Event()
         # the thread holds neither this object nor the loader, so that both can be forgotten
         arguments = (items, self._ready, self._stopped)
-        self._thread = threading.Thread(target=_run_ahead, args=arguments, name="mmdlm-batches", daemon=True)
+        # no daemon: one that is inside torch while the interpreter goes down aborts the process
+        self._thread = threading.Thread(target=_run_ahead, args=arguments, name="mmdlm-batches")
         weakref.finalize(self, self._stopped.set)  # a loader that is forgotten leaves no thread behind
         self._thread.start()
 
@@ -171,7 +170,7 @@ def _run_ahead(items: Iterator[T], ready: queue.Queue, stopped: threading.Event)
 def _hand_over(
     result: tuple[Any, BaseException | None], ready: queue.Queue, stopped: threading.Event
 ) -> bool:
-    while not stopped.is_set():
+    while not stopped.is_set() and threading.main_thread().is_alive():  # else the program is ending
         try:
             ready.put(result, timeout=_SECONDS)
             return True

@@ -11,8 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One item of a data set: a picture, the texts that describe it, perhaps a question about it; or texts
-    alone."""
+    """One item of a data set: a picture, texts that describe it, perhaps a question; or texts alone."""
 
     name: str  # what its source calls it, fit for messages
     image: np.ndarray | None = None  # (H, W, 3) uint8 RGB

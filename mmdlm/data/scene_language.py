@@ -48,8 +48,8 @@ def captions(description: Description) -> tuple[str, ...]:
     Three frames; in each, two objects can be told from either end, and three as a chain ("A left of B above
     C": B is above C) or from the middle one ("B right of A and above C"), either way round.
 
-    Raises:
-        ValueError: the description is not of our world, or its relations do not join its objects in one path.
+    Raises ValueError where the description is not of our world, or its relations do not join its objects in
+    one path.
     """
     if not description.is_lawful:
         raise ValueError(

@@ -53,12 +53,9 @@ def read_image(pixels: np.ndarray, *, step: int = STEP) -> Scene | None:
 def read_images(pixels: np.ndarray, *, step: int = STEP) -> list[Scene | None]:
     """The scenes that pictures show; None for whatever is not, all over, a scene of ours.
 
-    Args:
-        pixels: (N, 64, 64, 3) uint8.
-        step: pixels of a lattice unit; objects anywhere else than on the lattice are not of our world.
-
-    Returns:
-        N scenes, their objects from top to bottom and left to right, naming no relations.
+    `pixels` is (N, 64, 64, 3) uint8; `step` the pixels of a lattice unit: objects anywhere else than on the
+    lattice are not of our world. The N scenes have their objects from top to bottom and left to right, and
+    name no relations. Raises ValueError for another shape or dtype.
     """
     if pixels.dtype != np.uint8 or pixels.shape[1:] != (SIDE, SIDE, 3):
         raise ValueError(f"wanted (N, {SIDE}, {SIDE}, 3) uint8 pictures, got {pixels.shape} {pixels.dtype}")

@@ -54,9 +54,10 @@ class ExactCount:
 
 @dataclass(frozen=True)
 class MaskGIT:
-    """k = ceil(n (1 - alpha(level))), at least 1; a group's sum is n times the mean cross-entropy of its
-    masked positions (arXiv:2202.04200). No bound, as k is not uniform; `Selection.bound` corrects by the
-    ratio of the laws of k (exactly, if the schedule ends at alpha(1) = 0).
+    """k = ceil(n (1 - alpha(level))), at least 1, each masked position weighted by n / k (arXiv:2202.04200).
+
+    A group's sum is n times the mean cross-entropy of its masked positions. No bound, as k is not uniform;
+    `Selection.bound` corrects by the ratio of the laws of k (exactly, if the schedule ends at alpha(1) = 0).
     """
 
     schedule: Schedule = Cosine()

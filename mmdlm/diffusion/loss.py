@@ -67,6 +67,7 @@ class Masking:
     A bound under `ExactCount` and `Bernoulli`. `emphasis` gives factors (B, L) for the positions of the clean
     canvas; sums are then no bound, `bounds` still are. `strata` says which part of an optimizer step the
     batches of this objective are.
+
     A batch on the CPU is noised there and then sent to the module's device, so that the host knows the number
     of masked positions without waiting; a batch on an accelerator asks for all its rows, most not valid.
     """

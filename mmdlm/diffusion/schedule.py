@@ -83,8 +83,7 @@ class Polynomial:
 
 @dataclass(frozen=True)
 class LogLinear:
-    """sigma(t) = -log(1 - (1 - eps) t), hence alpha = exp(-sigma) = 1 - (1 - eps) t, which ends at eps, not
-    at 0.
+    """sigma(t) = -log(1 - (1 - eps) t), so alpha = exp(-sigma) = 1 - (1 - eps) t, which ends at eps, not 0.
 
     arXiv:2310.16834 (section 5.1). What is still clean at t = 1 makes bounds under this schedule miss a share
     of the order of `eps`.

@@ -35,9 +35,7 @@ class Strata:
         return torch.rand(num_kinds, self.count, generator=rng).argsort(dim=1)[:, self.index]
 
     def inside(self, number: int) -> Strata:
-        """The strata of the law `number` inside a mixture, whose permutations are unrelated to the
-        mixture's.
-        """
+        """The strata of law `number` inside a mixture; their permutations are unrelated to the mixture's."""
         return replace(self, step=(self.step * 1_000_003 + number + 1) % 2**40)
 
 

@@ -86,11 +86,10 @@ def from_json(data: Any, classes: Mapping[str, type], *, place: str = "config") 
 
 
 def describe(value: Any) -> Any:
-    """`value` in plain JSON values for the record, never to be read back: whatever `to_json` refuses by its
-    name.
+    """`value` in plain JSON values for the record, never to be read back.
 
-    Functions appear under their qualified name, paths as text, other objects under their class; never raises
-    for them.
+    Of what `to_json` refuses, functions appear under their qualified name, paths as text, other objects under
+    their class; nothing is raised for them.
     """
     if value is None or isinstance(value, (bool, int, str)):
         return value.name if isinstance(value, enum.Enum) else value

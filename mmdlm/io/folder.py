@@ -142,8 +142,7 @@ def seal(path: Path | str) -> None:
 
 
 def check(path: Path | str) -> str:
-    """Compare every file that the manifest of `path` lists with its size and sha256; gives the folder's
-    digest.
+    """Compare every file that the manifest of `path` lists with its size and sha256; the folder's digest.
 
     Raises ValueError naming the first file that is missing or differs.
     """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import subprocess
+import sys
 import threading
 import time
 
@@ -14,6 +16,22 @@ from mmdlm.data.images import ImageError, Skip
 from mmdlm.data.indexed import Indexed, Listed, Shuffled
 from mmdlm.data.loader import Batches
 
+# A program that ends while the thread is inside torch, as every training run does.
+BUSY = """
+import time
+import torch
+from mmdlm.data.loader import Batches
+
+def collate(items, rng):
+    end = time.monotonic() + (2 if items[0] else 0)  # the first batch comes at once
+    while time.monotonic() < end:
+        torch.nn.functional.conv2d(torch.randn(8, 16, 64, 64), torch.randn(16, 16, 3, 3))
+    return items
+
+loader = Batches(int, 4, collate=collate, prefetch=1)
+next(loader)
+print("over")
+"""
 KINDS = ["endless", "listed", "source"]
 
 
@@ -203,3 +221,8 @@ def test_arguments_are_checked():
         Batches(Listed(str, 3), 2, collate=pick, size=3)
     with pytest.raises(ValueError, match="at least 1"):
         Batches(str, 2, collate=pick, size=0)
+
+
+def test_a_program_ends_in_peace_while_batches_are_being_made():
+    done = subprocess.run([sys.executable, "-c", BUSY], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "over\n", "")

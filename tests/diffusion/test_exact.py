@@ -1,6 +1,4 @@
-"""Estimators and bounds against enumeration: small joints that a table knows exactly, all masks, no
-sampling.
-"""
+"""Estimators and bounds against enumeration: small joints that a table knows exactly, all masks."""
 
 from __future__ import annotations
 

@@ -150,8 +150,8 @@ def test_a_hidden_tile_is_drawn_as_the_text_says(pipe):
 
 def test_a_pair_that_was_learnt_is_likelier_than_one_that_was_not(pipe):
     texts = [text for text, _ in PAIRS]
-    right = pipe.score(pictures(pipe), texts, draws=9)
-    wrong = pipe.score(pictures(pipe), texts[1:] + texts[:1], draws=9)
+    right = pipe.score(pictures(pipe), texts, draws=9, progress=False)
+    wrong = pipe.score(pictures(pipe), texts[1:] + texts[:1], draws=9, progress=False)
     for name in ("joint", "text_given_image", "image_given_text", "pmi"):
         learnt, other = (np.array(getattr(score, name)) for score in (right, wrong))
         assert (learnt - other).mean() > 3.0, name  # nats

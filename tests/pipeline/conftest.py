@@ -23,6 +23,7 @@ class Says(nn.Module):
         super().__init__()
         self.table = nn.Parameter(table, requires_grad=False)
         self.ranges = ((TEXT, layout.vocab.text), (IMAGE, layout.vocab.image))
+        self.mask = layout.vocab.mask
 
     def begin(self, canvas: Canvas) -> Says:
         return self
@@ -42,6 +43,7 @@ class Watched(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
+        self.mask = inner.mask
         self.calls = 0
 
     def begin(self, canvas: Canvas) -> Watched:

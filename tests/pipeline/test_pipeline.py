@@ -57,17 +57,21 @@ def results(output: Output) -> list[tuple]:
     return list(zip(*columns, strict=True))
 
 
-def stream(name: str, pipe: Pipeline, kit, **options):
-    asked = {
+def shown(name: str, kit) -> tuple:
+    """What a stream is asked for."""
+    return {
         "text_to_image": (kit.prompts[0],),
         "caption": (kit.pictures[0],),
         "joint": (),
         "inpaint": (kit.pictures[0], kit.masks[0], kit.prompts[0]),
+        "answer": (kit.pictures[0], kit.questions[0]),
+        "text": ("a small",),
+        "infill": ("a" + " ___" * 8 + " circle", kit.pictures[0]),
     }[name]
-    return getattr(pipe, f"stream_{name}")(*asked, seed=5, **options)
 
 
-STREAMS = ("text_to_image", "caption", "joint", "inpaint")
+def stream(name: str, pipe: Pipeline, kit, **options):
+    return getattr(pipe, f"stream_{name}")(*shown(name, kit), seed=5, **options)
 
 
 # kinds and shapes
@@ -248,7 +252,7 @@ def test_holes_stand_where_they_are_written(kit, text, pieces):
     assert kit.pipe.codec.ids_with_holes(text, "___") == expected
 
 
-def test_infill_without_a_picture_costs_a_row_of_text_alone(kit):
+def test_infill_needs_no_picture(kit):
     output = kit.pipe.infill(HOLES, progress=False)
     assert len(output.texts) == 3
     assert output.images == ()
@@ -339,7 +343,7 @@ def test_nothing_behind_the_end_is_shown(kit):
 
 def test_holes_are_shown_as_such_and_only_before_the_end(kit):
     codec, end = kit.pipe.codec, kit.pipe.layout.vocab.specials["end"]
-    small, red = codec.ids(["a small"])[0], codec.ids(["red"])[0]
+    small, red = codec.ids(["a small"], 9)[0], codec.ids(["red"], 9)[0]
     ids = [*small, 0, 0, *red, end, 0, *red]
     holes = [*([False] * len(small)), True, True, *([False] * len(red)), False, True, *([False] * len(red))]
     assert codec.read(ids, holes) == "a small _ _ red"
@@ -353,7 +357,7 @@ SPELLED = ["<mask>", "begin_image", "<|soi|>", "end", "<pad> <|mdm_mask|> </s>",
 @pytest.mark.parametrize("text", SPELLED)
 def test_prompts_that_spell_control_tokens_are_ordinary_text(kit, text):
     pipe, vocab = kit.pipe, kit.pipe.layout.vocab
-    ids = pipe.codec.ids([text])[0]
+    ids = pipe.codec.ids([text], 99)[0]
     assert all(0 <= i < vocab.num_text for i in ids)
     plain, spelt = (tasks.draw(pipe.codec, prompt).canvas for prompt in ("a circle", text))
     controls = set(vocab.specials.values()) - {vocab.specials["end"]} | {vocab.mask}
@@ -368,12 +372,12 @@ def test_prompts_that_spell_control_tokens_are_ordinary_text(kit, text):
 
 LONG = "circle " * 80
 WRONG: dict[str, tuple[Callable, str]] = {
-    "long prompt": (lambda p, k: p.text_to_image(LONG), "do not fit 64 places"),
-    "long question": (lambda p, k: p.answer(k.pictures[0], LONG), "do not fit 28 places"),
-    "long prefix": (lambda p, k: p.joint(LONG), "do not fit"),
-    "long stream": (lambda p, k: p.stream_text_to_image(LONG), "do not fit"),
+    "long prompt": (lambda p, k: p.text_to_image(LONG), "room for 63"),
+    "long question": (lambda p, k: p.answer(k.pictures[0], LONG), "room for 27"),
+    "long prefix": (lambda p, k: p.joint(LONG), "has room for"),
+    "long stream": (lambda p, k: p.stream_text_to_image(LONG), "has room for"),
     "long infill": (lambda p, k: p.infill(LONG + "___"), "do not fit"),
-    "long score": (lambda p, k: p.score(k.pictures[0], LONG), "do not fit"),
+    "long score": (lambda p, k: p.score(k.pictures[0], LONG), "has room for"),
     "no prompt": (lambda p, k: p.text_to_image([]), "got no text, wanted at least one"),
     "no picture": (lambda p, k: p.caption([]), "got no picture, wanted at least one"),
     "no samples": (lambda p, k: p.joint(num_samples=0), "num_samples must be at least 1, got 0"),
@@ -409,7 +413,13 @@ WRONG: dict[str, tuple[Callable, str]] = {
     "steps": (lambda p, k: p.joint(steps=0, progress=False), "steps must be at least 1, got 0"),
     "draws": (lambda p, k: p.score(k.pictures[0], "a", draws=0), "num_draws is 0"),
     "surrogate": (lambda p, k: p.text_to_image("a \ud800"), "lone surrogate"),
-    "width": (lambda p, k: Pipeline.untrained(p.codec, dim=48), "dim must be a multiple of 32, got 48"),
+    "file name": (lambda p, k: p.caption("a.png"), "wanted PIL images, got str"),
+    "array": (lambda p, k: p.caption([np.zeros((64, 64, 3))]), "wanted PIL images, got ndarray"),
+    "number": (lambda p, k: p.text_to_image([3]), "wanted texts, got an object of int"),
+    "width": (
+        lambda p, k: Pipeline.untrained(p.codec, dim=48),
+        "dim must be a multiple of 32 and depth at least 1, got 48 and 6",
+    ),
 }
 
 
@@ -431,26 +441,23 @@ def test_settings_of_an_unknown_task_are_refused(kit):
 # streams
 
 
-@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("name", ASK)
 def test_a_stream_shows_each_step_and_ends_where_the_call_does(kit, name):
     moments = list(stream(name, kit.pipe, kit))
     assert [moment.step for moment in moments] == [0, 1, 2, 3, 4]
     assert {moment.steps for moment in moments} == {4}
-    asked = {
-        "text_to_image": (kit.prompts[0],),
-        "caption": (kit.pictures[0],),
-        "joint": (),
-        "inpaint": (kit.pictures[0], kit.masks[0], kit.prompts[0]),
-    }[name]
-    output = getattr(kit.pipe, name)(*asked, seed=5, progress=False)
+    output = getattr(kit.pipe, name)(*shown(name, kit), seed=5, progress=False)
     assert moments[-1].texts == output.texts
     assert pixels(moments[-1].images) == pixels(output.images)
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "image"),
-    [("text_to_image", 0.0, 1.0), ("caption", 1.0, 0.0), ("joint", 1.0, 1.0), ("inpaint", 0.0, 4 / 16)],
-)
+@pytest.mark.parametrize(("name", "text", "image"), [
+    ("text_to_image", 0.0, 1.0),
+    ("caption", 1.0, 0.0),
+    ("joint", 1.0, 1.0),
+    ("inpaint", 0.0, 4 / 16),
+    ("infill", 8 / 64, 0.0),
+])  # fmt: skip
 def test_levels_fall_to_zero_where_something_is_made_and_stay_zero_where_it_is_given(kit, name, text, image):
     levels = [moment.levels for moment in stream(name, kit.pipe, kit)]
     assert levels[0] == pytest.approx({"text": text, "image": image})
@@ -461,7 +468,14 @@ def test_levels_fall_to_zero_where_something_is_made_and_stay_zero_where_it_is_g
         assert (len(set(walk)) == 1) == (start == 0.0)
 
 
-@pytest.mark.parametrize("name", STREAMS)
+def test_beside_text_alone_the_picture_stays_unknown(kit):
+    levels = [moment.levels for moment in stream("text", kit.pipe, kit)]
+    given = len(kit.pipe.text_tokenizer.encode("a small"))
+    assert levels[0] == pytest.approx({"text": 1 - given / kit.pipe.layout.caption, "image": 1.0})
+    assert levels[-1] == {"text": 0.0, "image": 1.0}
+
+
+@pytest.mark.parametrize("name", ASK)
 def test_a_stream_that_is_left_asks_the_model_no_more(kit, name):
     pipe, model = kit.watched()
     for moment in stream(name, pipe, kit, steps=4):
@@ -486,7 +500,7 @@ def test_what_is_not_drawn_yet_is_grey(kit):
 
 def test_scores_are_those_of_an_even_model(kit):
     vocab, layout = kit.pipe.layout.vocab, kit.pipe.layout
-    score = kit.even().score(kit.pictures[:2], kit.prompts[:2], draws=5)
+    score = kit.even().score(kit.pictures[:2], kit.prompts[:2], draws=5, progress=False)
     text = -layout.caption * math.log(vocab.num_text + 1)
     image = -16 * math.log(vocab.num_codes)
     for name, nats in {
@@ -506,9 +520,9 @@ def test_scores_are_those_of_an_even_model(kit):
 def test_scores_follow_the_seed_and_the_pairs(kit):
     pipe = kit.pipe
     pictures, prompts = kit.pictures[:2], kit.prompts[:2]
-    first, again = (pipe.score(pictures, prompts, draws=4, seed=1) for _ in range(2))
+    first, again = (pipe.score(pictures, prompts, draws=4, seed=1, progress=False) for _ in range(2))
     assert first == again
-    assert first.joint != pipe.score(pictures, prompts, draws=4, seed=2).joint
+    assert first.joint != pipe.score(pictures, prompts, draws=4, seed=2, progress=False).joint
     sides = zip(first.joint, first.text, first.image, strict=True)
     assert first.pmi == pytest.approx([joint - text - image for joint, text, image in sides])
     assert set(first.error) == {"joint", "text_given_image", "image_given_text", "text", "image"}
@@ -518,13 +532,23 @@ def test_scores_follow_the_seed_and_the_pairs(kit):
         assert all(value < 0 and math.isfinite(value) for value in values)
 
 
+def test_scores_of_many_pairs_are_taken_in_batches(kit, capsys):
+    one = kit.like(batch_size=1)
+    pictures, prompts = kit.pictures[:2], kit.prompts[:2]
+    alone = [one.score(p, t, draws=4, progress=False) for p, t in zip(pictures, prompts, strict=True)]
+    both = one.score(pictures, prompts, draws=4, progress=False)
+    assert both.joint == (*alone[0].joint, *alone[1].joint)
+    assert both.error["image"] == (*alone[0].error["image"], *alone[1].error["image"])
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_model_that_knows_the_caption_gives_it_probability_one(kit):
     layout, encode = kit.pipe.layout, kit.pipe.text_tokenizer.encode
     end = layout.vocab.specials["end"]
     ids = encode(kit.prompts[0])
     whole = [*ids, *([end] * (layout.caption - len(ids)))]
     pipe = kit.saying(whole, layout.pair_frame.places[0].start, layout.pair_frame.length)
-    right, wrong = (pipe.score(kit.pictures[0], text, draws=2) for text in kit.prompts[:2])
+    right, wrong = (pipe.score(kit.pictures[0], text, draws=2, progress=False) for text in kit.prompts[:2])
     assert right.text_given_image == pytest.approx((0.0,), abs=1e-3)
     assert right.text == pytest.approx((0.0,), abs=1e-3)
     assert wrong.text[0] < -100

@@ -16,6 +16,7 @@ from mmdlm.codec import Codec
 from mmdlm.data import Batches, Encoded, ImageError, ImageFolder, Listed, Sample, Shuffled, Skip, decode, fit
 from mmdlm.diffusion import Absorbing, Diagonal, Edges, ExactCount, Linear, Masking, Mixture, Square
 from mmdlm.pretrained import Settings
+from mmdlm.program import find_device
 from mmdlm.report import sheet
 from mmdlm.sampling import Confidence
 from mmdlm.training import AdamW, BFloat16Autocast, Ema, Float32, Moment, Reconstruction, Run, WarmupCosine
@@ -53,11 +54,18 @@ def recipe(
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision}: wanted one of {', '.join(PRECISIONS)}")
+    if size < 8 or size % 8:
+        raise ValueError(f"size={size}: wanted a multiple of 8 pixels")
+    if rows is not None and rows < 1:
+        raise ValueError(f"rows={rows}: wanted at least 1")
+    place = find_device(device, option="device=")
     torch.manual_seed(seed)  # the first weights
     skip = Skip()
     folder = ImageFolder(data, load=lambda path: fit(decode(path), size), on_error=skip)
     samples = read(folder, rows, skip)
     pictures = pixels(samples)
+    said = [text for sample in samples for text in sample.texts]
+    text_tokenizer = BytePairTokenizer.train(said, size=text_vocabulary)
     image_tokenizer = Autoencoder(AutoencoderConfig(levels=(8, 8, 8, 8), context=3))
     yield Run(
         module=image_tokenizer,
@@ -76,12 +84,9 @@ def recipe(
     )
     codes = torch.cat([image_tokenizer.encode(part) for part in pictures.split(64)]).numpy()
     pairs = [Encoded(sample.name, code, sample.texts) for sample, code in zip(samples, codes, strict=True)]
-    text_tokenizer = BytePairTokenizer.train(
-        [text for pair in pairs for text in pair.texts], size=text_vocabulary
-    )
     pipe = build(pairs, text_tokenizer, image_tokenizer, dim=dim, depth=depth)
     yield Run(
-        module=pipe.transformer.to(device),
+        module=pipe.transformer.to(place),
         objective=Masking(Absorbing(pipe.layout.vocab.mask), LAWS, ExactCount()),
         batches=Batches(
             Listed(pairs.__getitem__, len(pairs), order=Shuffled(seed)), batch, collate=Rows(pipe), prefetch=1

@@ -1,5 +1,4 @@
-"""The built-in model from nothing: it draws its own data, trains both tokenizers and the transformer, saves
-the folder."""
+"""The built-in model from nothing: draws its data, trains tokenizers and transformer, saves the folder."""
 
 from __future__ import annotations
 
@@ -57,7 +56,7 @@ def recipe(
     kinds: tuple[str, ...] = ("one", "groups"),
     tokenizer_steps: int = 7500,
     first_steps: int = 2459,
-    steps: int = 4000,
+    steps: int = 3300,
     batch: int = 32,
     lr: float = 2e-3,
     emphasis: float = 4.0,
@@ -70,8 +69,9 @@ def recipe(
 ) -> Iterator[Run]:
     """Image tokenizer, then transformer; the finished model stands in OUT/model.
 
-    Run it again to take it up again.
-        kinds: which scenes, of one, two, three, groups. batch: rows a step, a quarter of them questions.
+    The same command takes an interrupted run up again.
+
+    kinds: which scenes, of one, two, three, groups. batch: rows a step, a quarter of them questions.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision}: wanted one of {', '.join(PRECISIONS)}")
@@ -100,7 +100,7 @@ def recipe(
             optimizer=AdamW(lr=lr, weight_decay=0.05),
             learning_rate=rate,
             ema=Ema(decay=0.998),
-            weights={"text": 0.75, "image": 4.0},
+            weights={"text": 4.0, "image": 4.0},
             precision=PRECISIONS[precision],
             validation=Validation(every=500, batches=[held_out.rows(range(256))]),
             hooks=((500, Examine(pipe, shown)),),
@@ -195,8 +195,7 @@ def tokenizer_run(module: Autoencoder, source: Scenes, folder: Path, steps: int,
 
 
 def windows(source: Scenes, indices: list[int], rng: np.random.Generator) -> Tensor:
-    """For each scene 32 x 32 pixels on the lattice that hold one of its objects: most of a whole picture is
-    background."""
+    """For each scene 32 x 32 pixels that hold one of its objects: most of a whole picture is background."""
     crops = []
     for index in indices:
         scene = source.scene(index)
@@ -210,8 +209,7 @@ def windows(source: Scenes, indices: list[int], rng: np.random.Generator) -> Ten
 
 
 def layout_of(text: BytePairTokenizer, image: Autoencoder, source: Scenes) -> Layout:
-    """Rows with room for the longest of a few thousand sentences; pairs and questions of one length, so
-    nothing is padded."""
+    """Rows with room for the longest of 4000 sentences; pairs and questions of one length, none padded."""
     count, room = 4000, {"caption": 0, "question": 0, "answer": 0}
     for index in range(count):
         scene = source.scene(index)

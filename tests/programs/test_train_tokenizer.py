@@ -1,0 +1,57 @@
+"""The program that trains one tokenizer leaves it in a folder, and says in a line what it cannot do."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from PIL import Image
+
+from tokenizers_mm import Autoencoder, BytePairTokenizer
+
+PROGRAM = "train/train_tokenizer.py"
+SMALL = ("--steps", 2, "--batch", 2, "--size", 16, "--channels", "4,8", "--levels", "4,4", "--context", 1)
+
+
+def test_an_image_tokenizer_is_trained_and_taken_up_again(program, tmp_path):
+    rows = []
+    for number in range(12):
+        Image.new("RGB", (20, 20), (20 * number, 0, 90)).save(tmp_path / f"{number}.png")
+        rows.append(json.dumps({"file_name": f"{number}.png", "text": "a"}))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    out = tmp_path / "out"
+    done = program(PROGRAM, "image", tmp_path, "--out", out, *SMALL)
+    assert done.status == 0, done.err
+    assert done.out.startswith(f"{out}: on 1 pictures kept apart")
+    tokenizer = Autoencoder.from_pretrained(out)
+    assert (tokenizer.size, tokenizer.downsample) == (16, 4)
+    assert program(PROGRAM, "image", tmp_path, "--out", out, *SMALL).out == done.out
+    again = Autoencoder.from_pretrained(out).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in tokenizer.state_dict().items())
+
+
+def test_a_text_tokenizer_is_trained(program, tmp_path, imagefolder):
+    (tmp_path / "a.txt").write_text("a red circle\na red square\n" * 9)
+    for data, text in ((tmp_path / "a.txt", "a red circle"), (imagefolder, "red with a bar")):
+        out = tmp_path / text
+        done = program(PROGRAM, "text", data, "--out", out, "--vocabulary", 280)
+        tokenizer = BytePairTokenizer.load(out)
+        assert done == (0, f"{out}: {tokenizer.size} tokens\n", "")
+        assert 256 < tokenizer.size <= 280
+        assert len(tokenizer.encode(text)) < len(text) / 2
+
+
+def test_wrong_input_is_named(program, tmp_path, imagefolder):
+    def refused(*arguments: object) -> str:
+        done = program(PROGRAM, *arguments, "--out", tmp_path / "out")
+        assert (done.status, done.out) == (2, "")
+        return done.err.splitlines()[-1]
+
+    assert "nowhere is not a folder" in refused("image", tmp_path / "nowhere", *SMALL)
+    assert "wanted one imagefolder, got 2 paths" in refused("image", imagefolder, imagefolder, *SMALL)
+    assert "broken.png" in refused("image", imagefolder, *SMALL[:-2], "--steps", 9)
+    assert "--levels 4;4: wanted whole numbers" in refused("image", imagefolder, "--levels", "4;4")
+    assert "no such device" in refused("image", imagefolder, *SMALL, "--device", "abacus")
+    assert "at least 256 ids" in refused("text", imagefolder, "--vocabulary", 20)
+    assert "nowhere.txt" in refused("text", tmp_path / "nowhere.txt")
+    assert not (tmp_path / "out" / "config.json").exists()
