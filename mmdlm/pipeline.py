@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from mmdlm import __version__ as VERSION
@@ -436,8 +436,9 @@ class Pipeline:
 
     @property
     def fingerprint(self) -> str:
-        """First 16 hexadecimal digits of the SHA-256 of the transformer's weights."""
-        return fingerprint(self.transformer)
+        """First 16 hexadecimal digits of the SHA-256 of the weights of transformer and image tokenizer."""
+        image = self.image_tokenizer
+        return fingerprint(self.transformer, *([image] if isinstance(image, nn.Module) else []))
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, device: str | torch.device = "cpu") -> Pipeline:

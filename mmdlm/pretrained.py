@@ -167,12 +167,13 @@ def load_parts(name_or_path: Path | str) -> Parts:
     )
 
 
-def fingerprint(module: nn.Module) -> str:
-    """First 16 hexadecimal digits of the SHA-256 over names, shapes and bytes of a module's weights."""
+def fingerprint(*modules: nn.Module) -> str:
+    """First 16 hexadecimal digits of the SHA-256 over names, shapes and bytes of the modules' weights."""
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    for module in modules:
+        for name, value in sorted(module.state_dict().items()):
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

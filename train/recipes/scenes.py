@@ -16,6 +16,7 @@ from mmdlm.data import Batches, Scenes, Split, agree, read_caption
 from mmdlm.diffusion import Absorbing, Diagonal, Edges, ExactCount, Linear, Masking, Mixture, Square
 from mmdlm.evaluate import KINDS, Exam, read_pictures, world
 from mmdlm.pretrained import Settings
+from mmdlm.program import find_device
 from mmdlm.report import sheet
 from mmdlm.sampling import Confidence
 from mmdlm.training import (
@@ -75,18 +76,19 @@ def recipe(
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision}: wanted one of {', '.join(PRECISIONS)}")
+    place = find_device(device, option="device=")
+    source, everything = world(kinds, seed=seed), world(KINDS, seed=seed)
     torch.manual_seed(seed)  # the first weights
-    everything = world(KINDS, seed=seed)
     image_tokenizer = Autoencoder(AutoencoderConfig(levels=(8, 8, 8, 8)))
     yield tokenizer_run(image_tokenizer, everything, out / "image_tokenizer", tokenizer_steps, progress)
     report = measure(
         image_tokenizer, pixels(world(KINDS, seed=seed + 1, split=Split.HELD_OUT).images(range(512)))
     )
     text_tokenizer = BytePairTokenizer.train(sentences(everything, 8000), size=400)
-    layout = layout_of(text_tokenizer, image_tokenizer, world(kinds, seed=seed))
+    layout = layout_of(text_tokenizer, image_tokenizer, source)
     codec = Codec(text_tokenizer, image_tokenizer, layout)
     pipe = Pipeline.untrained(codec, dim=dim, depth=depth, settings=default_settings())
-    pipe.transformer.to(device)
+    pipe.transformer.to(place)
     # one object binds colours and shapes to their words sooner; the whole world then shows every combination
     worlds = (("first", kinds[:1], first_steps, Constant(warmup=100)), ("transformer", kinds, steps, COSINE))
     for name, shown, count, rate in worlds:
@@ -230,7 +232,7 @@ def layout_of(text: BytePairTokenizer, image: Autoencoder, source: Scenes) -> La
 def default_settings() -> dict[str, Settings]:
     """How the model is sampled unless the caller says otherwise."""
     drawing = Settings(steps=16, guidance={"image": 1.5}, policy=Confidence())
-    writing = Settings(steps=8, policy=Confidence(schedule=Linear(), temperature=0.0))
+    writing = Settings(steps=14, policy=Confidence(schedule=Linear(), temperature=0.0))
     return {
         "text_to_image": drawing,
         "inpaint": drawing,
