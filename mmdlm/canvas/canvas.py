@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,6 +111,9 @@ class Canvas:
         """The canvas with the positions `where` (B, L) bool turned into holes; their ids are gone."""
         return replace(self, tokens=self.tokens.masked_fill(where, mask_id), masked=self.masked | where)
 
-    def _map(self, change) -> Canvas:
-        values = {column.name: getattr(self, column.name) for column in fields(self)}
-        return Canvas(**{name: None if value is None else change(value) for name, value in values.items()})
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Canvas:
+        columns: dict[str, Any] = {}
+        for column in fields(self):
+            value = getattr(self, column.name)
+            columns[column.name] = None if value is None else change(value)
+        return Canvas(**columns)
