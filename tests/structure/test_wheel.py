@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from house import PACKAGES, PROGRAMS, ROOT
 
-SUFFIXES = {".py", ".typed", ".json", ".safetensors", ".md"}  # source, the marker of types, a model's files
+SUFFIXES = {".py", ".typed", ".json", ".safetensors", ".md", ".png"}  # source, types, a model's files
 MODEL = "mmdlm/models/"
 MAX_MODEL_BYTES = 24 * 2**20
 IN_PROCESS = "import sys; from hatchling import build; print(build.{0}(sys.argv[1]))"
