@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -174,18 +175,28 @@ class Autoencoder(nn.Module):
         """Raises ValueError when a side is no multiple of `downsample`."""
         return grid_of(height, width, self.downsample)
 
-    def forward(self, images: Tensor) -> Reconstruction:
-        """(B, 3, H, W) in [-1, 1] to the reconstruction, with gradients, and the codes."""
+    def forward(self, images: Tensor, exchange: Callable[[Tensor], Tensor] | None = None) -> Reconstruction:
+        """(B, 3, H, W) in [-1, 1] to the reconstruction, with gradients, and the codes.
+
+        `exchange` changes the quantised vectors (B, h, w, D), a channel for each digit, before the decoder
+        sees them; the codes stay the encoder's.
+        """
         check_images(images)
         self.grid(images.shape[-2], images.shape[-1])
         vectors, codes = self._quantise(images)
-        return Reconstruction(self._reconstruct(vectors), codes)
+        return Reconstruction(self._reconstruct(vectors if exchange is None else exchange(vectors)), codes)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
+        """Patch-local encoders (`context=1`) are asked once for each distinct patch."""
         check_images(images)
-        self.grid(images.shape[-2], images.shape[-1])
-        return self._quantise(images)[1]
+        height, width = self.grid(images.shape[-2], images.shape[-1])
+        if self.config.context > 1:
+            return self._quantise(images)[1]
+        side = self.downsample
+        patches = rearrange(images, "b c (h p) (w q) -> (b h w) c p q", p=side, q=side)
+        some, which = distinct(patches)
+        return self._quantise(some)[1].flatten()[which].view(-1, height, width)
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
@@ -224,6 +235,24 @@ class Autoencoder(nn.Module):
         except RuntimeError as error:
             raise ValueError(f"the weights in {place} do not fit its {CONFIG_NAME}: {error}") from error
         return model.eval()
+
+
+def distinct(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, ...) float -> (M, ...) with each patch once, and (N,) long: which of them each patch equals.
+
+    Patches are told apart by a hash of their bits; should unequal ones share one, all are given back.
+    """
+    flat = patches.flatten(1).float().contiguous().view(torch.int32)
+    rng = torch.Generator().manual_seed(0)
+    factors = torch.randint(-(2**62), 2**62, (flat.shape[1],), generator=rng)
+    keys = (flat * factors.to(flat.device)).sum(dim=1)  # overflows 64 bits, the same way everywhere
+    found, which = keys.unique(return_inverse=True)
+    first = which.new_full((len(found),), len(flat)).scatter_reduce(
+        0, which, torch.arange(len(flat), device=flat.device), "amin"
+    )
+    if not torch.equal(flat[first][which], flat):
+        return patches, torch.arange(len(flat), device=flat.device)
+    return patches[first], which
 
 
 def reconstruction_loss(images: Tensor, output: Tensor, *, square: float = 1.0, edge: float = 0.5) -> Tensor:

@@ -57,6 +57,11 @@ class Layout:
         answer = self._open(self._texts(answers, self.answer))
         return self._canvas(self.question_frame, image, question, answer)
 
+    def inpaintings(self, codes: Tensor, holes: Tensor, captions: Sequence[Ids]) -> Canvas:
+        """Captions and pictures given, the pictures open inside `holes` (B, h, w) bool."""
+        image = Fill(self._codes(codes), open=holes.flatten(1))
+        return self._canvas(self.pair_frame, Fill(self._texts(captions, self.caption)), image)
+
     # canvases with holes, for generation
 
     def text_to_image(self, captions: Sequence[Ids]) -> Canvas:

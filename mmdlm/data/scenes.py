@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache
 
@@ -32,6 +32,7 @@ from mmdlm.data.scene_picture import draw, draw_batch
 from mmdlm.data.scene_questions import EVERY_KIND, QuestionKind, ask, how_many_objects
 
 _HELD_OUT = 8  # one signature in so many is held out: 12.5 %
+_TRIES = 20  # of other paints of a scene
 _PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 _SIZE_NAMES, _BACKGROUND_NAMES = tuple(SIZES), tuple(BACKGROUNDS)
 
@@ -103,6 +104,24 @@ class Scenes:
         """A question about the scene and its exact one-word answer; (seed, index) picks which."""
         return ask(scene, self._rng(index, 2), kinds=self._kinds())
 
+    def repainted(self, index: int) -> tuple[tuple[Scene, Scene], tuple[Scene, Scene]]:
+        """Four scenes of the split, alike but for their paint; (seed, index) picks which.
+
+        Entry [i][j] has background i and colours j of two each, those of the scene at `index` among them;
+        where no other paint of that scene is of the split it is another scene. Two objects may get the same
+        colour, shape and size.
+        """
+        rng, scene = self._rng(index, 3), self.scene(index)
+        while True:
+            for _ in range(_TRIES):
+                grounds = [scene.background, _BACKGROUND_NAMES[int(rng.integers(len(BACKGROUNDS)))]]
+                colours = [[thing.colour for thing in scene.objects], _draw_colours(scene, rng)]
+                grid = [[_paint(scene, ground, some) for some in colours] for ground in grounds]
+                if all(split_of(each) is self.split for row in grid for each in row):
+                    (a, b), (c, d) = grid
+                    return (a, b), (c, d)
+            scene = self.scene(int(rng.integers(2**62)))
+
     def _kinds(self) -> tuple[QuestionKind, ...]:
         """All kinds, but not "how many objects" where the answer never changes."""
         if any(self.mixture[1:]):
@@ -143,6 +162,21 @@ def _draw_looks(count: int, rng: np.random.Generator) -> tuple[Look, ...]:
         if all(look.pair != other.pair for other in looks):
             looks.append(look)
     return tuple(looks)
+
+
+def _draw_colours(scene: Scene, rng: np.random.Generator) -> list[str]:
+    """A colour for each object, the same for all of a group."""
+    names = tuple(COLOURS)
+    if scene.is_group:
+        return [names[int(rng.integers(len(names)))]] * len(scene.objects)
+    return [names[int(number)] for number in rng.integers(len(names), size=len(scene.objects))]
+
+
+def _paint(scene: Scene, background: str, colours: list[str]) -> Scene:
+    things = zip(scene.objects, colours, strict=True)
+    return replace(
+        scene, background=background, objects=tuple(replace(thing, colour=name) for thing, name in things)
+    )
 
 
 def _draw_places(sizes: tuple[str, ...], step: int, rng: np.random.Generator) -> list[tuple[int, int]]:

@@ -5,8 +5,8 @@ Randomness comes from (seed, step, micro-batch) alone: on a CPU a resumed run eq
 
 from mmdlm.training.checkpoint import CheckpointError
 from mmdlm.training.ema import Ema
-from mmdlm.training.optim import WSD, AdamW, BFloat16Autocast, Constant, Float32, WarmupCosine
-from mmdlm.training.reconstruct import Reconstruction
+from mmdlm.training.optim import WSD, AdamW, BFloat16Autocast, Constant, Float32, Muon, WarmupCosine
+from mmdlm.training.reconstruct import Exchange, Reconstruction
 from mmdlm.training.run import Batches, Divisible, Hook, Moment, Objective, Run, Validation
 from mmdlm.training.trainer import Stopped, Trainer
 from mmdlm.training.validate import validate
@@ -20,9 +20,11 @@ __all__ = [
     "Constant",
     "Divisible",
     "Ema",
+    "Exchange",
     "Float32",
     "Hook",
     "Moment",
+    "Muon",
     "Objective",
     "Reconstruction",
     "Run",

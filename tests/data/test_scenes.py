@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -201,3 +202,19 @@ def test_refuses_what_is_no_law(law: dict, message: str) -> None:
         Scenes(**law)
     with pytest.raises(ValueError, match="index"):
         Scenes().scene(-1)
+
+
+def test_repainted_scenes_differ_in_paint_alone() -> None:
+    source = Scenes(seed=4)
+    for index in range(60):
+        grid = source.repainted(index)
+        assert grid == source.repainted(index)
+        for i, row in enumerate(grid):
+            for j, scene in enumerate(row):
+                assert split_of(scene) is Split.TRAIN
+                assert scene.background == grid[i][0].background
+                assert [t.colour for t in scene.objects] == [t.colour for t in grid[0][j].objects]
+                for mine, other in zip(scene.objects, grid[0][0].objects, strict=True):
+                    assert replace(mine, colour="") == replace(other, colour="")
+    grounds = {scene.background for index in range(60) for row in source.repainted(index) for scene in row}
+    assert grounds == set(BACKGROUNDS)

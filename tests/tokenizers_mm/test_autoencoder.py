@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tokenizers_mm import Autoencoder, AutoencoderConfig, ImageTokenizer, reconstruction_loss
+from tokenizers_mm.autoencoder import distinct
 
 TINY = {"channels": (8, 12, 16), "encoder_blocks": (0, 1, 1), "decoder_blocks": (0, 1, 1), "levels": (5, 4)}
 
@@ -194,3 +195,21 @@ def test_the_loss_is_what_it_says():
         reconstruction_loss(images, output, square=2, edge=0.5).item() == absolute + 2 * square + 0.5 * edges
     )
     assert reconstruction_loss(output, output).item() == 0
+
+
+def test_distinct_patches_are_encoded_once_and_nothing_else_changes():
+    model = stirred(context=1)
+    some = pictures(3, 8, 8)
+    images = some[torch.tensor([0, 1, 1, 2, 0, 0, 2, 1])].view(2, 4, 3, 8, 8)
+    images = images.permute(0, 2, 3, 1, 4).reshape(2, 3, 8, 32)
+    assert torch.equal(model.encode(images), model(images).codes)
+    found, which = distinct(some[torch.tensor([0, 1, 1, 2, 0])])
+    assert len(found) == 3
+    assert torch.equal(found[which], some[torch.tensor([0, 1, 1, 2, 0])])
+
+
+def test_patches_whose_hashes_collide_are_not_merged(monkeypatch):
+    monkeypatch.setattr(torch, "randint", lambda low, high, size, generator: torch.zeros(size).long())
+    both = pictures(2, 8, 8)
+    found, which = distinct(both)
+    assert torch.equal(found[which], both)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmdlm.training import WSD, AdamW, BFloat16Autocast, Constant, Float32, WarmupCosine
+from mmdlm.training import WSD, AdamW, BFloat16Autocast, Constant, Float32, Muon, WarmupCosine
+from mmdlm.training.optim import orthogonalise
 
 
 def test_warmup_cosine_rises_in_a_line_and_falls_in_half_a_cosine():
@@ -72,3 +73,49 @@ def test_autocast_makes_products_in_bfloat16_and_float32_leaves_them():
         assert (weight @ weight).dtype == torch.bfloat16
     with Float32().context(torch.device("cpu")):
         assert (weight @ weight).dtype == torch.float32
+
+
+def test_orthogonalised_matrices_keep_their_directions_and_lose_their_scales():
+    matrices = torch.randn(3, 6, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    for given in (matrices, matrices.mT):
+        left, _, right = torch.linalg.svd(given, full_matrices=False)
+        for one, u, v in zip(orthogonalise(given), left, right, strict=True):
+            inside = u.T @ one @ v.T  # diagonal where the directions are the same
+            assert (inside - inside.diag().diag()).abs().max() < 1e-3
+            assert inside.diag().min() > 0.6
+            assert inside.diag().max() < 1.25
+
+
+def test_muon_moves_linear_layers_by_orthogonal_steps_and_the_rest_by_adamw():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 6, bias=True), nn.LayerNorm(6), nn.Linear(6, 4, bias=False))
+    twin = nn.Sequential(nn.Linear(4, 6, bias=True), nn.LayerNorm(6), nn.Linear(6, 4, bias=False))
+    twin.load_state_dict(module.state_dict())
+    rest = AdamW(lr=1e-2, weight_decay=0.3)
+    ours = Muon(lr=0.1, weight_decay=0.5, rest=rest).build(module)
+    theirs = rest.build(twin)
+    data = torch.randn(5, 4)
+    for model in (module, twin):
+        model(data).square().mean().backward()
+    gradient = module[0].weight.grad.clone()
+    before = module[0].weight.detach().clone()
+    ours.step()
+    theirs.step()
+    for name in ("0.bias", "1.weight", "1.bias"):
+        torch.testing.assert_close(module.get_parameter(name), twin.get_parameter(name))
+    # first step: the momentum is the gradient itself up to a factor, which the iteration takes away
+    expected = before * (1 - 0.1 * 0.5) - 0.1 * 0.2 * 6**0.5 * orthogonalise(gradient[None])[0]
+    torch.testing.assert_close(module[0].weight, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_muon_leaves_tables_to_adamw_and_wants_a_linear_layer():
+    groups = {id(p): "momentum" in g for g in Muon().build(Hidden()).param_groups for p in g["params"]}
+    assert sum(groups.values()) == 1
+    with pytest.raises(ValueError, match=r"no trainable `nn.Linear`|no trainable nn.Linear"):
+        Muon().build(nn.Embedding(3, 2))
+
+
+class Hidden(Tied):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)

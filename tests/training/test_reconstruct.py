@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
-from mmdlm.training import AdamW, Reconstruction, Trainer, WarmupCosine
+from mmdlm.training import AdamW, Exchange, Reconstruction, Trainer, WarmupCosine
 from tokenizers_mm.autoencoder import Autoencoder, AutoencoderConfig, reconstruction_loss
 
 
@@ -44,3 +45,52 @@ def test_an_autoencoder_learns_flat_pictures(kit):
     before = (module(images).images - images).abs().mean()
     Trainer(run).fit()
     assert (module(images).images - images).abs().mean() < 0.5 * before
+
+
+class Lenders(nn.Module):
+    """Its vectors tell which picture they come from; what reaches the decoder is kept."""
+
+    def __init__(self, digits: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.digits = digits
+        self.seen = torch.empty(0)
+
+    def forward(self, images, exchange):
+        number = torch.arange(len(images)).float()[:, None, None, None]
+        self.seen = exchange(number.expand(len(images), 2, 2, self.digits))
+        return type("Output", (), {"images": images * self.scale})
+
+
+def test_digits_come_from_pictures_that_share_their_factor():
+    module = Lenders(digits=4)
+    batch = torch.zeros(50, 2, 2, 3, 8, 8)
+    Exchange(factors=(0, 1, 1, 2))(module, batch, torch.Generator().manual_seed(0))
+    number = torch.arange(200)
+    lender = module.seen[:, 0, 0].long()
+    assert torch.equal(module.seen, module.seen[:, :1, :1].expand_as(module.seen))
+    assert torch.equal(lender // 4, (number // 4)[:, None].expand(200, 4))  # of the same scene
+    first, second = lender % 4 // 2, lender % 2
+    assert torch.equal(first[:, 0], number % 4 // 2)
+    assert torch.equal(second[:, 1:3], (number % 2)[:, None].expand(200, 2))
+    assert torch.equal(lender[:, 1], lender[:, 2])  # one lender a factor
+    for free in (second[:, 0], first[:, 1], first[:, 3], second[:, 3]):
+        assert 60 < free.sum() < 140
+
+
+def test_exchange_is_reconstruction_where_all_pictures_of_a_scene_are_equal():
+    module = autoencoder()
+    images = pictures()
+    batch = images[:, None, None].expand(8, 2, 2, 3, 16, 16)
+    losses = Exchange(factors=(0, 2))(module, batch, torch.Generator())
+    plain = Reconstruction()(module, images, torch.Generator())
+    assert int(losses.counts["pixels"]) == batch.numel()
+    torch.testing.assert_close(losses.sums["pixels"], 4 * plain.sums["pixels"])
+
+
+def test_exchange_refuses_batches_and_digits_that_do_not_fit():
+    with pytest.raises(ValueError, match="wanted pictures"):
+        Exchange(factors=(0, 1))(autoencoder(), pictures(), torch.Generator())
+    two = pictures()[:, None].repeat(1, 2, 1, 1, 1)
+    with pytest.raises(ValueError, match="3 factors for vectors of 2 digits"):
+        Exchange(factors=(0, 1, 2))(autoencoder(), two, torch.Generator())

@@ -12,28 +12,28 @@ from torch import Tensor
 from mmdlm import Pipeline
 from mmdlm.canvas import IMAGE, Canvas, Layout
 from mmdlm.codec import Codec
-from mmdlm.data import Batches, Scenes, Split, agree, read_caption
+from mmdlm.data import Batches, Scene, Scenes, Split, agree, read_caption
 from mmdlm.diffusion import Absorbing, Diagonal, Edges, ExactCount, Linear, Masking, Mixture, Square
-from mmdlm.evaluate import KINDS, Exam, read_pictures, world
+from mmdlm.evaluate import KINDS, Exam, read_pictures, summary, world
 from mmdlm.pretrained import Settings
 from mmdlm.program import find_device
 from mmdlm.report import sheet
 from mmdlm.sampling import ByModality, Confidence
 from mmdlm.training import (
+    WSD,
     AdamW,
     BFloat16Autocast,
-    Constant,
     Ema,
+    Exchange,
     Float32,
     Moment,
-    Reconstruction,
+    Muon,
     Run,
     Validation,
     WarmupCosine,
 )
 from tokenizers_mm import Autoencoder, AutoencoderConfig, BytePairTokenizer, Vocab, measure
 
-QUESTIONS = 4  # one row in so many asks a question, the others are pairs
 CARD = """# scenes
 
 A masked-diffusion transformer over captions and 64 x 64 pictures of simple scenes, with its tokenizers.
@@ -41,25 +41,27 @@ Trained from nothing by `train/recipes/scenes.py` on what `mmdlm.data.Scenes` dr
 
 - kinds of scene: {kinds}; lattice {lattice} pixels; held-out attribute combinations and three
   (colour, shape) pairs never occur in training
-- transformer: {parameters:,} parameters, {first} + {steps} steps of {batch} rows
+- transformer: {parameters:,} parameters, {steps} steps of {batch} rows
 - tokenizer on held-out pictures: {tokenizer}
 """
 
 PRECISIONS = {"float32": Float32(), "bfloat16": BFloat16Autocast()}  # bfloat16 where the processor has it
-
-COSINE = WarmupCosine(warmup=100, floor=0.02)
+LEVELS, FACTORS = (
+    (4, 4, 4, 8, 8),
+    (0, 1, 1, 2, 2),
+)  # digits of a code, and what each means: ground, paint, form
 LAWS = Mixture(((0.25, Square()), (0.15, Diagonal()), (0.6, Edges(text=0.35, image=0.65, hide=0.1))))
 
 
 def recipe(
     *,
     out: Path = Path("runs/scenes"),
-    kinds: tuple[str, ...] = ("one", "groups"),
-    tokenizer_steps: int = 7500,
-    first_steps: int = 2459,
-    steps: int = 3700,
+    kinds: tuple[str, ...] = KINDS,
+    tokenizer: Path | None = None,
+    tokenizer_steps: int = 4500,
+    steps: int = 9000,
     batch: int = 32,
-    lr: float = 2e-3,
+    lr: float = 5e-3,
     emphasis: float = 4.0,
     dim: int = 128,
     depth: int = 6,
@@ -72,49 +74,49 @@ def recipe(
 
     The same command takes an interrupted run up again.
 
-    kinds: which scenes, of one, two, three, groups. batch: rows a step, a quarter of them questions.
+    kinds: which scenes, of one, two, three, groups. tokenizer: a folder with a trained image tokenizer, which
+    is then not trained. batch: rows a step, see `Collate`. lr: of Muon.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision}: wanted one of {', '.join(PRECISIONS)}")
     place = find_device(device, option="device=")
     source, everything = world(kinds, seed=seed), world(KINDS, seed=seed)
     torch.manual_seed(seed)  # the first weights
-    image_tokenizer = Autoencoder(AutoencoderConfig(levels=(8, 8, 8, 8)))
-    yield tokenizer_run(image_tokenizer, everything, out / "image_tokenizer", tokenizer_steps, progress)
+    if tokenizer is None:
+        image_tokenizer = Autoencoder(AutoencoderConfig(levels=LEVELS))
+        yield tokenizer_run(image_tokenizer, everything, out / "image_tokenizer", tokenizer_steps, progress)
+    else:
+        image_tokenizer = Autoencoder.from_pretrained(tokenizer)
     report = measure(
         image_tokenizer, pixels(world(KINDS, seed=seed + 1, split=Split.HELD_OUT).images(range(512)))
     )
-    text_tokenizer = BytePairTokenizer.train(sentences(everything, 8000), size=400)
+    text_tokenizer = BytePairTokenizer.train(sentences(everything, 8000), size=512)
     layout = layout_of(text_tokenizer, image_tokenizer, source)
     codec = Codec(text_tokenizer, image_tokenizer, layout)
     pipe = Pipeline.untrained(codec, dim=dim, depth=depth, settings=default_settings())
     pipe.transformer.to(place)
-    # one object binds colours and shapes to their words sooner; the whole world then shows every combination
-    worlds = (("first", kinds[:1], first_steps, Constant(warmup=100)), ("transformer", kinds, steps, COSINE))
-    for name, shown, count, rate in worlds:
-        held_out = Collate(pipe, world(shown, seed=seed + 1, split=Split.HELD_OUT))
-        yield Run(
-            module=pipe.transformer,
-            objective=Masking(Absorbing(layout.vocab.mask), LAWS, ExactCount(), emphasis=Rare(emphasis)),
-            batches=Batches(int, batch, collate=Collate(pipe, world(shown, seed=seed)), prefetch=1),
-            steps=count,
-            folder=out / name,
-            optimizer=AdamW(lr=lr, weight_decay=0.05),
-            learning_rate=rate,
-            ema=Ema(decay=0.998),
-            weights={"text": 4.0, "image": 4.0},
-            precision=PRECISIONS[precision],
-            validation=Validation(every=500, batches=[held_out.rows(range(256))]),
-            hooks=((500, Examine(pipe, shown)),),
-            checkpoint_every=250,
-            seed=seed,
-            progress=progress,
-        )
+    held_out = Collate(pipe, world(kinds, seed=seed + 1, split=Split.HELD_OUT))
+    yield Run(
+        module=pipe.transformer,
+        objective=Masking(Absorbing(layout.vocab.mask), LAWS, ExactCount(), emphasis=Rare(emphasis)),
+        batches=Batches(int, batch, collate=Collate(pipe, source), prefetch=2),
+        steps=steps,
+        folder=out / "transformer",
+        optimizer=Muon(lr=lr, weight_decay=0.05, rest=AdamW(lr=2e-3, weight_decay=0.05)),
+        learning_rate=WSD(warmup=100, decay=steps * 3 // 10, floor=0.01),
+        ema=Ema(decay=0.998),
+        weights={"text": 4.0, "image": 4.0},
+        precision=PRECISIONS[precision],
+        validation=Validation(every=500, batches=[held_out(list(range(256)), np.random.default_rng(seed))]),
+        hooks=((1000, Examine(pipe, kinds)),),
+        checkpoint_every=250,
+        seed=seed,
+        progress=progress,
+    )
     card = CARD.format(
         kinds=", ".join(kinds),
         lattice=everything.step,
         parameters=pipe.transformer.num_parameters(),
-        first=first_steps,
         steps=steps,
         batch=batch,
         tokenizer=report,
@@ -136,59 +138,86 @@ class Rare:
 
 
 class Collate:
-    """Numbers of scenes become rows: three quarters pairs, one quarter questions."""
+    """Numbers of scenes become rows.
+
+    Of eight, two ask a question; three are pairs of caption and picture; three have the caption given and a
+    hole in the picture, so that what a word looks like and where things can stand are learnt apart.
+    """
 
     def __init__(self, pipe: Pipeline, source: Scenes) -> None:
         self.pipe = pipe
         self.source = source
 
     def __call__(self, indices: list[int], rng: np.random.Generator) -> Canvas:
-        return self.rows(indices)
-
-    def rows(self, indices: list[int] | range) -> Canvas:
         """The canvas of these scenes."""
         encode, layout, source = self.pipe.text_tokenizer.encode, self.pipe.layout, self.source
-        scenes = [(index, source.scene(index)) for index in indices]
-        codes = self.pipe.image_tokenizer.encode(
-            pixels(np.stack([source.image(scene) for _, scene in scenes]))
+        scenes = [source.scene(index) for index in indices]
+        codes = self.pipe.image_tokenizer.encode(pixels(np.stack([source.image(scene) for scene in scenes])))
+        numbered = list(zip(scenes, indices, strict=True))
+        asked = len(scenes) // 4
+        holed = asked + (len(scenes) - asked) // 2
+        told = [source.question(scene, index) for scene, index in numbered[:asked]]
+        captions = [encode(source.caption(scene, index)) for scene, index in numbered[asked:]]
+        holes = np.stack([hole(scene, rng) for scene in scenes[asked:holed]])
+        return Canvas.concat(
+            [
+                layout.questions(codes[:asked], [encode(q) for q, _ in told], [encode(a) for _, a in told]),
+                layout.inpaintings(codes[asked:holed], torch.from_numpy(holes), captions[: holed - asked]),
+                layout.pairs(captions[holed - asked :], codes[holed:]),
+            ]
         )
-        asked = len(scenes) // QUESTIONS
-        captions = [encode(source.caption(scene, index)) for index, scene in scenes[asked:]]
-        told = [source.question(scene, index) for index, scene in scenes[:asked]]
-        questions = layout.questions(
-            codes[:asked], [encode(q) for q, _ in told], [encode(a) for _, a in told]
-        )
-        return Canvas.concat([layout.pairs(captions, codes[asked:]), questions])
+
+
+def hole(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """(8, 8) bool: the boxes of some of the objects, or a rectangle that touches one, equally often."""
+    owner = np.full((8, 8), -1)
+    for number in range(len(scene.objects)):
+        top, left, bottom, right = (side // 8 for side in scene.box(number))
+        owner[top:bottom, left:right] = number
+    if rng.random() < 0.5:
+        count = int(rng.integers(1, len(scene.objects) + 1))
+        return np.isin(owner, rng.permutation(len(scene.objects))[:count])
+    while True:
+        height, width = rng.integers(2, 9, size=2)
+        row, column = rng.integers(0, 9 - height), rng.integers(0, 9 - width)
+        if (owner[row : row + height, column : column + width] >= 0).any():
+            inside = np.zeros((8, 8), dtype=bool)
+            inside[row : row + height, column : column + width] = True
+            return inside
 
 
 class Examine:
-    """A hook: a contact sheet of held-out prompts, and how many of 64 the exact reader finds right."""
+    """A hook: a contact sheet of held-out prompts, and the share of exact ones by kind of scene."""
 
     def __init__(self, pipe: Pipeline, kinds: tuple[str, ...]) -> None:
         self.pipe = pipe
-        self.questions = Exam(kinds=kinds, num=-(-64 // len(kinds)), seed=1).questions()
+        self.questions = Exam(kinds=kinds, num=64 // len(kinds), seed=1).questions()
 
     def __call__(self, moment: Moment) -> None:
         captions = [q.caption for q in self.questions]
         drawn = self.pipe.text_to_image(captions, progress=False).images
         told = self.pipe.caption([q.picture for q in self.questions], progress=False).texts
-        exact = [
-            agree(read_caption(said), seen) for said, seen in zip(captions, read_pictures(drawn), strict=True)
-        ]
-        right = [agree(read_caption(text), q.scene) for text, q in zip(told, self.questions, strict=True)]
-        moment.log({"text_to_image.exact": sum(exact) / len(exact), "caption.exact": sum(right) / len(right)})
-        sheet(drawn[:64]).save(moment.folder / f"samples-{moment.step:06d}.png")
+        right = {
+            "text_to_image": list(map(agree, map(read_caption, captions), read_pictures(drawn))),
+            "caption": [agree(read_caption(t), q.scene) for t, q in zip(told, self.questions, strict=True)],
+        }
+        kinds = [q.kind for q in self.questions]
+        scores = {task: summary("exact", marks, kinds)["by_kind"] for task, marks in right.items()}
+        moment.log(
+            {f"{task}.{kind}": score["exact"] for task, s in scores.items() for kind, score in s.items()}
+        )
+        sheet(drawn).save(moment.folder / f"samples-{moment.step:06d}.png")
 
 
 def tokenizer_run(module: Autoencoder, source: Scenes, folder: Path, steps: int, progress: bool) -> Run:
-    """The first stage: windows around objects of every kind of scene, rebuilt from their codes."""
+    """The first stage: windows around objects, each in two paints on two backgrounds."""
     return Run(
         module=module,
-        objective=Reconstruction(),
-        batches=Batches(int, 64, collate=lambda indices, rng: windows(source, indices, rng), prefetch=1),
+        objective=Exchange(factors=FACTORS),
+        batches=Batches(int, 16, collate=lambda indices, rng: windows(source, indices, rng), prefetch=2),
         steps=steps,
         folder=folder,
-        optimizer=AdamW(lr=4e-3, weight_decay=0.01),
+        optimizer=Muon(lr=4e-3, weight_decay=0.01, rest=AdamW(lr=4e-3, weight_decay=0.01)),
         learning_rate=WarmupCosine(warmup=50, floor=0.002),
         ema=None,
         checkpoint_every=500,
@@ -197,17 +226,20 @@ def tokenizer_run(module: Autoencoder, source: Scenes, folder: Path, steps: int,
 
 
 def windows(source: Scenes, indices: list[int], rng: np.random.Generator) -> Tensor:
-    """For each scene 32 x 32 pixels that hold one of its objects: most of a whole picture is background."""
+    """(B, 2, 2, 3, 32, 32): of each scene what is around one object (most of a whole picture is background).
+
+    Along the first axis of two the background changes, along the second the colours of the objects.
+    """
     crops = []
     for index in indices:
-        scene = source.scene(index)
-        top, left, bottom, right = scene.box(int(rng.integers(len(scene.objects))))
+        paints = [scene for row in source.repainted(index) for scene in row]
+        top, left, bottom, right = paints[0].box(int(rng.integers(len(paints[0].objects))))
         row, column = (
             8 * int(rng.integers(max(0, -(-(end - 32) // 8)), min(32, start) // 8 + 1))
             for start, end in ((top, bottom), (left, right))
         )
-        crops.append(source.image(scene)[row : row + 32, column : column + 32])
-    return pixels(np.stack(crops))
+        crops += [source.image(scene)[row : row + 32, column : column + 32] for scene in paints]
+    return pixels(np.stack(crops)).unflatten(0, (-1, 2, 2))
 
 
 def layout_of(text: BytePairTokenizer, image: Autoencoder, source: Scenes) -> Layout:
