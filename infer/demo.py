@@ -15,12 +15,9 @@ if TYPE_CHECKING:
     from mmdlm import Pipeline
     from mmdlm.evaluate import Question
     from mmdlm.report import Page
+    from mmdlm.sweep import Curves
 
-ORDERS = {
-    "simultaneous": ((0.0, 1.0), (0.0, 1.0)),
-    "text, then image": ((0.0, 0.5), (0.5, 1.0)),
-    "image, then text": ((0.5, 1.0), (0.0, 0.5)),
-}
+FORWARDS = (8, 32)  # at which orders are compared
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -28,12 +25,18 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for page, PNGs and GIFs")
     parser.add_argument("--kinds", default="one", help="of one, two, three, groups (default: one)")
     parser.add_argument("--num", type=positive, default=100, help="scenes scored a kind (default: 100)")
+    parser.add_argument(
+        "--curves", type=Path, help="a curves.json to show (default: the model folder's, if any)"
+    )
     given = parser.parse_args(arguments)
     began = time.perf_counter()
     pipe = load(given)
     from mmdlm.evaluate import Exam, take
+    from mmdlm.figures import show_curves, show_joint
     from mmdlm.report import Page
+    from mmdlm.sweep import joint_points, measure
 
+    orders, curves = joint_points(pipe, FORWARDS), stored_curves(pipe, given.model, given.curves)
     given.out.mkdir(parents=True, exist_ok=True)
     exam = Exam(kinds=tuple(given.kinds.split(",")), num=given.num, seed=given.seed)
     questions = exam.questions()
@@ -50,7 +53,10 @@ def main(arguments: Sequence[str]) -> None:
     scores = take(pipe, exam)
     (given.out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     tabulate(scores, page)
-    compare(pipe, exam.kinds, given.num, given.seed, page)
+    show_joint(page, [measure(pipe, point, questions[: given.num], seed=given.seed) for point in orders])
+    if curves is not None:
+        page.heading("Measured beforehand by infer/curves.py")
+        show_curves(page, curves)
     line = ragged(pipe, questions, given.seed)
     page.heading("A sample does not depend on its batch")
     page.line(line)
@@ -140,27 +146,19 @@ def tabulate(scores: dict, page: Page) -> None:
     )
 
 
-def compare(pipe: Pipeline, kinds: tuple[str, ...], num: int, seed: int, page: Page) -> None:
-    """Pairs at equal numbers of forwards: both at once, or one after the other."""
-    from mmdlm.evaluate import judge_pairs
-    from mmdlm.sampling import Confidence
-    from mmdlm.sampling import Path as Walk
+def stored_curves(pipe: Pipeline, model: str, path: Path | None) -> Curves | None:
+    """The curves at `path`, or in the model's folder; None where it has none. They must be of this model."""
+    from mmdlm.io import resolve
+    from mmdlm.pretrained import BUILT_IN
+    from mmdlm.sweep import read_curves
 
-    policy = pipe.settings["joint"].policy
-    if not isinstance(policy, Confidence):
-        raise ValueError(
-            f"the comparison of orders wants a model whose joint policy is Confidence, got {policy}"
-        )
-    page.heading("Together, or one after the other? Equal numbers of forwards")
-    rows = []
-    for name, (text, image) in ORDERS.items():
-        output = pipe.joint(
-            num_samples=num, seed=seed, policy=replace(policy, path=Walk(text=text, image=image))
-        )
-        score = judge_pairs(output, kinds)
-        interval = "[{:.3f}, {:.3f}]".format(*score["interval"])
-        rows.append((name, f"{score['agree']:.3f}", interval, str(score["distinct"]), str(output.forwards)))
-    page.table(("order", "picture and caption agree", "95 % interval", "distinct captions", "forwards"), rows)
+    found = resolve(model, BUILT_IN) / "curves.json" if path is None else path
+    if path is None and not found.exists():
+        return None
+    curves = read_curves(found)
+    if curves.model != pipe.fingerprint:
+        raise ValueError(f"{found} was measured on model {curves.model}, and this is {pipe.fingerprint}")
+    return curves
 
 
 def ragged(pipe: Pipeline, questions: Sequence[Question], seed: int) -> str:

@@ -1,37 +1,38 @@
-"""The exam on scenes: all that a pipeline makes, judged exactly. Knows a pipeline by its methods."""
+"""The exam on scenes: what a pipeline makes, judged exactly. Knows a pipeline by its methods."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from mmdlm.data import Description, Scene, Scenes, Split, agree, read_caption, read_images
+from mmdlm.law import Mixture, as_mixture, distances
 from mmdlm.output import Output
 from mmdlm.pipeline import Pipeline
 
 __all__ = [
     "KINDS",
+    "TASKS",
     "Exam",
     "Question",
     "Rate",
+    "Task",
     "judge_pairs",
+    "kind_of",
     "object_mask",
     "read_pictures",
     "summary",
     "take",
-    "total_variation",
+    "trained_on",
     "world",
 ]
 
 KINDS = ("one", "two", "three", "groups")  # kinds of scene, in the order of `Scenes.mixture`
-_LAW_SCENES = 20_000  # scenes of the generator that stand for its law
 
 
 @dataclass(frozen=True)
@@ -108,41 +109,64 @@ def world(kinds: Iterable[str], *, seed: int = 0, split: Split = Split.TRAIN) ->
 def take(pipe: Pipeline, exam: Exam, *, progress: bool = True) -> dict[str, Any]:
     """All scores of a pipeline as plain JSON values; each with its 95 % interval and by kind of scene."""
     began, questions = time.perf_counter(), exam.questions()
-    outputs = {
-        "text_to_image": pipe.text_to_image(
-            [q.caption for q in questions], seed=exam.seed, progress=progress
-        ),
-        "caption": pipe.caption([q.picture for q in questions], seed=exam.seed, progress=progress),
-        "answer": pipe.answer(
-            [q.picture for q in questions], [q.question for q in questions], seed=exam.seed, progress=progress
-        ),
-        "joint": pipe.joint(num_samples=exam.num, seed=exam.seed, progress=progress),
-    }
-    holes = [object_mask(q.scene) for q in questions]
-    outputs["inpaint"] = pipe.inpaint(
-        [q.picture for q in questions],
-        holes,
-        [q.caption for q in questions],
-        seed=exam.seed,
-        progress=progress,
-    )
-    said = [read_caption(q.caption) for q in questions]
-    right = {
-        "text_to_image": list(map(agree, said, read_pictures(outputs["text_to_image"].images))),
-        "caption": [
-            agree(read_caption(t), q.scene) for t, q in zip(outputs["caption"].texts, questions, strict=True)
-        ],
-        "answer": [t == q.answer for t, q in zip(outputs["answer"].texts, questions, strict=True)],
-        "inpaint": list(map(agree, said, read_pictures(outputs["inpaint"].images))),
-    }
+    outputs = {name: task.ask(pipe, questions, exam.seed, progress) for name, task in TASKS.items()}
+    marks = {name: task.mark(questions, outputs[name]) for name, task in TASKS.items()}
+    outputs["joint"] = pipe.joint(num_samples=exam.num, seed=exam.seed, progress=progress)
     kinds = [q.kind for q in questions]
     return {
-        **{task: summary("exact", marks, kinds) for task, marks in right.items()},
-        "joint": judge_pairs(outputs["joint"], exam.kinds),
+        **{name: summary("exact", right, kinds) for name, right in marks.items()},
+        "joint": judge_pairs(outputs["joint"], trained_on(pipe, exam.kinds)),
         "exam": {"kinds": list(exam.kinds), "num": exam.num, "seed": exam.seed, "split": exam.split.value},
-        "forwards": {task: output.forwards for task, output in outputs.items()},
+        "forwards": {name: output.forwards for name, output in outputs.items()},
         "seconds": round(time.perf_counter() - began, 1),
     }
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing that is asked about every scene: of (pipeline, questions, seed, progress), and its marks."""
+
+    ask: Callable[[Pipeline, Sequence[Question], int, bool], Output]
+    mark: Callable[[Sequence[Question], Output], list[bool]]
+
+
+def _draw(pipe: Pipeline, questions: Sequence[Question], seed: int, progress: bool) -> Output:
+    return pipe.text_to_image([q.caption for q in questions], seed=seed, progress=progress)
+
+
+def _caption(pipe: Pipeline, questions: Sequence[Question], seed: int, progress: bool) -> Output:
+    return pipe.caption([q.picture for q in questions], seed=seed, progress=progress)
+
+
+def _answer(pipe: Pipeline, questions: Sequence[Question], seed: int, progress: bool) -> Output:
+    pictures, asked = [q.picture for q in questions], [q.question for q in questions]
+    return pipe.answer(pictures, asked, seed=seed, progress=progress)
+
+
+def _inpaint(pipe: Pipeline, questions: Sequence[Question], seed: int, progress: bool) -> Output:
+    pictures, holes = [q.picture for q in questions], [object_mask(q.scene) for q in questions]
+    return pipe.inpaint(pictures, holes, [q.caption for q in questions], seed=seed, progress=progress)
+
+
+def _pictures_right(questions: Sequence[Question], output: Output) -> list[bool]:
+    seen = read_pictures(output.images)
+    return [agree(read_caption(q.caption), scene) for q, scene in zip(questions, seen, strict=True)]
+
+
+def _captions_right(questions: Sequence[Question], output: Output) -> list[bool]:
+    return [agree(read_caption(text), q.scene) for text, q in zip(output.texts, questions, strict=True)]
+
+
+def _answers_right(questions: Sequence[Question], output: Output) -> list[bool]:
+    return [text == q.answer for text, q in zip(output.texts, questions, strict=True)]
+
+
+TASKS: Mapping[str, Task] = {
+    "text_to_image": Task(_draw, _pictures_right),
+    "caption": Task(_caption, _captions_right),
+    "answer": Task(_answer, _answers_right),
+    "inpaint": Task(_inpaint, _pictures_right),
+}
 
 
 def summary(name: str, marks: Sequence[bool], kinds: Sequence[str]) -> dict[str, Any]:
@@ -151,22 +175,36 @@ def summary(name: str, marks: Sequence[bool], kinds: Sequence[str]) -> dict[str,
         kind: [mark for mark, k in zip(marks, kinds, strict=True) if k == kind]
         for kind in dict.fromkeys(kinds)
     }
-    return {**_rate(name, marks), "by_objects": {kind: _rate(name, some) for kind, some in by_kind.items()}}
+    return {**_rate(name, marks), "by_kind": {kind: _rate(name, some) for kind, some in by_kind.items()}}
 
 
-def judge_pairs(output: Output, kinds: Iterable[str]) -> dict[str, Any]:
+def judge_pairs(output: Output, mixture: Mixture) -> dict[str, Any]:
     """Do picture and caption agree, how many captions are distinct, and is their law the data's?
 
-    `law` is the total variation between the samples and the generator (training split) for each marginal; a
-    caption that does not parse counts as a value of its own.
+    `law` is the total variation between the samples and the generator (training split, kinds weighed by
+    `mixture`) for each marginal; a caption that does not parse counts as a value of its own.
     """
     said = [read_caption(text) for text in output.texts]
     marks = list(map(agree, said, read_pictures(output.images)))
-    expected = _law(tuple(kinds))
-    law = {
-        name: total_variation(_counts(feature, said), expected[name]) for name, feature in _FEATURES.items()
+    return {
+        **summary("agree", marks, list(map(kind_of, said))),
+        "distinct": len(set(output.texts)),
+        "law": {name: distance.value for name, distance in distances(said, mixture).items()},
     }
-    return {**summary("agree", marks, list(map(_kind, said))), "distinct": len(set(output.texts)), "law": law}
+
+
+def trained_on(pipe: Pipeline, kinds: Iterable[str]) -> Mixture:
+    """The mixture of kinds that the model says it was trained on; where it says none, `kinds` equally.
+
+    Raises ValueError for one that is none.
+    """
+    told = pipe.training.get("mixture")
+    if told is None:
+        return world(kinds).mixture
+    try:
+        return as_mixture(told)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the model says it was trained on a mixture {told!r}: {error}") from error
 
 
 def read_pictures(images: Sequence[Image.Image]) -> list[Scene | None]:
@@ -182,14 +220,7 @@ def object_mask(scene: Scene) -> Image.Image:
     return mask
 
 
-def total_variation(counts: Mapping[Any, float], expected: Mapping[Any, float]) -> float:
-    """Half the sum of |p - q| over everything that occurs; both are counts and are normalised."""
-    p, q = (sum(law.values()) or 1 for law in (counts, expected))
-    keys = set(counts) | set(expected)
-    return round(0.5 * sum(abs(counts.get(key, 0) / p - expected.get(key, 0) / q) for key in keys), 4)
-
-
-def _kind(said: Description | None) -> str:
+def kind_of(said: Description | None) -> str:
     """What kind of scene a caption tells of."""
     if said is None:
         return "unreadable"
@@ -200,25 +231,3 @@ def _rate(name: str, marks: Sequence[bool]) -> dict[str, Any]:
     rate = Rate(sum(marks), len(marks))
     low, high = rate.interval
     return {name: round(rate.share, 4), "interval": [round(low, 4), round(high, 4)], "num": rate.total}
-
-
-# What a description holds, each as a list of values: the marginals of the law.
-_FEATURES: dict[str, Callable[[Description], list[Any]]] = {
-    "count": lambda said: [len(said.looks)],
-    "shape": lambda said: [look.shape for look in said.looks],
-    "colour": lambda said: [look.colour for look in said.looks],
-    "size": lambda said: [look.size for look in said.looks],
-    "relation": lambda said: [relation.direction for relation in said.relations] or ["none"],
-    "background": lambda said: [said.background],
-}
-
-
-def _counts(feature: Callable[[Description], list[Any]], said: Sequence[Description | None]) -> Counter:
-    return Counter(value for one in said for value in (["unreadable"] if one is None else feature(one)))
-
-
-@cache
-def _law(kinds: tuple[str, ...]) -> dict[str, Counter]:
-    source = world(kinds)
-    said: list[Description | None] = [source.scene(index).description for index in range(_LAW_SCENES)]
-    return {name: _counts(feature, said) for name, feature in _FEATURES.items()}

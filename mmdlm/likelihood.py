@@ -12,7 +12,7 @@ from mmdlm.diffusion import Absorbing, conditional, marginal, nelbo
 from mmdlm.model import Predictor
 from mmdlm.output import Score
 
-__all__ = ["score_pairs"]
+__all__ = ["score_pairs", "text_given_image"]
 
 NAMES = ("joint", "text_given_image", "image_given_text", "text", "image")
 
@@ -43,6 +43,26 @@ def score_pairs(
         pmi=tuple(joint - text - image for joint, text, image in sides),
         error={name: tuple(numbers) for name, numbers in errors.items()},
     )
+
+
+def text_given_image(
+    model: Predictor, pairs: Canvas, *, draws: int, seed: int, batch_size: int, progress: bool
+) -> tuple[list[float], list[float]]:
+    """Upper bounds on -log p(text | image) of the rows of `pairs`, in nats, and their standard errors.
+
+    Every position of the text run is scored, the `end`s behind the text too. One stream of noise, from
+    `seed`, goes through all batches, so that the errors of any two rows are independent.
+    """
+    device, process = next(model.parameters()).device, Absorbing(model.mask)
+    rng = torch.Generator().manual_seed(seed)
+    nats: list[float] = []
+    errors: list[float] = []
+    for rows in tqdm(torch.arange(pairs.shape[0]).split(batch_size), "likelihood", disable=not progress):
+        view = conditional(pairs.select(rows), TEXT).to(device)
+        bound = nelbo(model, view, process, num_draws=draws, rng=rng)
+        nats += bound.nats.tolist()
+        errors += bound.error.tolist()
+    return nats, errors
 
 
 def _views(pairs: Canvas, process: Absorbing) -> Iterator[tuple[str, Canvas]]:

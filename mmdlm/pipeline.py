@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,7 @@ class Pipeline:
         self.codec = Codec(text_tokenizer, image_tokenizer, layout)
         self.settings = {task: given[task] if task in given else Settings() for task in TASKS}
         self.batch_size = batch_size
+        self.training: dict[str, Any] = {}  # what its makers say of it, such as the law of its data; saved
 
     # generation
 
@@ -448,13 +450,15 @@ class Pipeline:
         fit together.
         """
         parts = load_parts(name_or_path)
-        return cls(
+        pipe = cls(
             transformer=parts.transformer.to(device).eval(),
             text_tokenizer=parts.text_tokenizer,
             image_tokenizer=parts.image_tokenizer,
             layout=parts.layout,
             settings=parts.settings,
         )
+        pipe.training = dict(parts.training)
+        return pipe
 
     def save_pretrained(self, folder: str | Path, *, card: str = "") -> None:
         """Write the model folder, whole or not at all; `card` becomes its README.md.
@@ -468,6 +472,7 @@ class Pipeline:
             image_tokenizer=self.image_tokenizer,
             layout=self.layout,
             settings=self.settings,
+            training=self.training,
         )
         save_parts(folder, parts, card=card)
 

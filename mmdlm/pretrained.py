@@ -96,6 +96,7 @@ class Parts:
     image_tokenizer: ImageTokenizer
     layout: Layout
     settings: Mapping[str, Settings]
+    training: Mapping[str, Any] = field(default_factory=dict)  # what its makers say of it, plain JSON values
 
 
 def save_parts(folder: Path | str, parts: Parts, *, card: str = "") -> None:
@@ -112,7 +113,7 @@ def save_parts(folder: Path | str, parts: Parts, *, card: str = "") -> None:
         "vocab": layout.vocab.to_json(),
         "layout": {name: getattr(layout, name) for name in ("caption", "question", "answer")}
         | {"grid": list(layout.grid)},
-    }
+    } | ({"training": dict(parts.training)} if parts.training else {})
     components = {
         "transformer": Component(class_name="Predictor", config=config, tensors=network.state_dict()),
         "text_tokenizer": Component(class_name="BytePairTokenizer", write=text.save),
@@ -145,6 +146,9 @@ def load_parts(name_or_path: Path | str) -> Parts:
     network = Transformer(_read(stored.config["network"], TransformerConfig, place))
     _fill(network, stored.tensors(), stored.path)
     layout = _layout(stored.config, place)
+    training = stored.config.get("training", {})
+    if not isinstance(training, dict):
+        raise ValueError(f"{place}: training is {training!r}, wanted an object")
     vocab = layout.vocab
     image_stored = folder.component("image_tokenizer")
     image = Autoencoder(_read(image_stored.config, AutoencoderConfig, f"{image_stored.path}/config.json"))
@@ -164,6 +168,7 @@ def load_parts(name_or_path: Path | str) -> Parts:
         image_tokenizer=image.eval(),
         layout=layout,
         settings=settings,
+        training=training,
     )
 
 

@@ -92,9 +92,9 @@ def tiny_folder(tiny: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture
 def small_law(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The law that pairs are held against is that of fewer scenes: seconds become tenths."""
-    from mmdlm import evaluate
+    from mmdlm import law
 
-    monkeypatch.setattr(evaluate, "_LAW_SCENES", 1500)
-    evaluate._law.cache_clear()
+    monkeypatch.setattr(law, "_LAW_SCENES", 1500)
+    law._law.cache_clear()
     yield
-    evaluate._law.cache_clear()
+    law._law.cache_clear()

@@ -6,6 +6,7 @@ from mmdlm.data.indexed import Endless, Indexed, InOrder, Listed, Order, Shuffle
 from mmdlm.data.loader import Batches
 from mmdlm.data.sample import Sample
 from mmdlm.data.scene import Description, Look, Object, Relation, Scene, agree
+from mmdlm.data.scene_entropy import caption_entropy, caption_law
 from mmdlm.data.scene_language import captions, num_captions, read_caption
 from mmdlm.data.scene_reader import read_image, read_images
 from mmdlm.data.scenes import Scenes, Split, split_of
@@ -42,6 +43,8 @@ __all__ = [
     "Stop",
     "TextFiles",
     "agree",
+    "caption_entropy",
+    "caption_law",
     "captions",
     "decode",
     "fit",

@@ -18,7 +18,7 @@ from mmdlm.evaluate import (
     read_pictures,
     summary,
     take,
-    total_variation,
+    trained_on,
     world,
 )
 from mmdlm.output import Output
@@ -44,7 +44,7 @@ class Knowing:
         self.questions = exam.questions()
         self.source = world(exam.kinds, seed=11)
         self.lies = lies
-        self.seen: list = []
+        self.training: dict = {}
 
     def told(self, scene: Scene) -> Scene:
         return swapped(scene) if self.lies else scene
@@ -95,16 +95,9 @@ def test_a_summary_counts_all_and_by_kind():
     marks = [True, True, False, True, False, False]
     score = summary("exact", marks, ["one", "one", "one", "two", "two", "two"])
     assert (score["exact"], score["num"]) == (0.5, 6)
-    kinds = {kind: (rate["exact"], rate["num"]) for kind, rate in score["by_objects"].items()}
+    kinds = {kind: (rate["exact"], rate["num"]) for kind, rate in score["by_kind"].items()}
     assert kinds == {"one": (0.6667, 3), "two": (0.3333, 3)}
     assert score["interval"] == [round(end, 4) for end in Rate(3, 6).interval]
-
-
-def test_total_variation_is_half_the_sum_of_differences():
-    assert total_variation({"a": 1, "b": 1}, {"a": 50, "b": 50}) == 0
-    assert total_variation({"a": 3}, {"b": 5}) == 1
-    assert total_variation({"a": 3, "b": 1}, {"a": 1, "b": 1, "c": 2}) == 0.5
-    assert total_variation({"a": 1, "c": 2, "b": 1}, {"b": 1, "a": 3}) == 0.5
 
 
 # the exam
@@ -148,7 +141,7 @@ def test_the_truth_has_full_marks_and_other_colours_none(small_law):
         for task in TASKS:
             assert scores[task]["exact"] == share, task
             assert scores[task]["num"] == 10
-            assert {kind: rate["exact"] for kind, rate in scores[task]["by_objects"].items()} == {
+            assert {kind: rate["exact"] for kind, rate in scores[task]["by_kind"].items()} == {
                 "one": share,
                 "two": share,
             }
@@ -183,7 +176,7 @@ def pairs(kinds: tuple[str, ...], num: int, seed: int = 21) -> Output:
 
 
 def test_captions_drawn_from_the_law_follow_it(small_law):
-    score = judge_pairs(pairs(("one", "two"), 300), ("one", "two"))
+    score = judge_pairs(pairs(("one", "two"), 300), (1.0, 1.0, 0.0, 0.0))
     assert set(score["law"]) == {"count", "shape", "colour", "size", "relation", "background"}
     assert max(score["law"].values()) < 0.15  # two samples, of 300 and 1500, of a law of at most eight values
     assert score["agree"] == 0.0
@@ -191,7 +184,7 @@ def test_captions_drawn_from_the_law_follow_it(small_law):
 
 
 def test_captions_of_another_law_do_not_follow_it(small_law):
-    law = judge_pairs(pairs(("two",), 200), ("one",))["law"]
+    law = judge_pairs(pairs(("two",), 200), (1.0, 0.0, 0.0, 0.0))["law"]
     assert law["count"] == 1.0
     assert law["relation"] == 1.0
     assert law["background"] < 0.15
@@ -199,6 +192,29 @@ def test_captions_of_another_law_do_not_follow_it(small_law):
 
 def test_captions_that_say_nothing_count_as_such(small_law):
     nonsense = Output(texts=("a red", "x"), images=(Image.new("RGB", (64, 64)),) * 2)
-    score = judge_pairs(nonsense, ("one",))
+    score = judge_pairs(nonsense, (1.0, 0.0, 0.0, 0.0))
     assert set(score["law"].values()) == {1.0}
     assert (score["agree"], score["distinct"]) == (0.0, 2)
+
+
+def test_pairs_are_held_against_the_law_of_training(small_law, tiny):
+    mixture = (1.0, 0.0, 0.0, 3.0)
+    law = judge_pairs(pairs(("two",), 50), mixture)["law"]
+    assert law["relation"] == 1.0
+    exam = Exam(kinds=("one", "two"), num=2)
+    model = Knowing(exam, lies=False)
+    fair = take(model, exam, progress=False)["joint"]["law"]["relation"]
+    model.training = {"mixture": list(mixture)}
+    assert take(model, exam, progress=False)["joint"]["law"]["relation"] != fair
+    assert trained_on(model, exam.kinds) == mixture
+    assert trained_on(tiny, exam.kinds) == world(exam.kinds).mixture
+
+
+@pytest.mark.parametrize(
+    "mixture", [3, "much", [0.5, 0.5], [1, 0, 0, -1], [0, 0, 0, 0], [1, 0, 0, float("nan")]]
+)
+def test_a_law_of_training_that_is_none_is_refused(mixture):
+    model = Knowing(Exam(num=1), lies=False)
+    model.training = {"mixture": mixture}
+    with pytest.raises(ValueError, match="says it was trained on"):
+        trained_on(model, KINDS)

@@ -47,6 +47,17 @@ def copy(tiny_folder: Path, tmp_path: Path) -> Path:
 # what is written comes back
 
 
+def test_what_is_said_of_the_training_comes_back(kit, tiny_folder, tmp_path):
+    assert Pipeline.from_pretrained(tiny_folder).training == {}
+    pipe = kit.like()
+    pipe.training = {"mixture": [0.25, 0.0, 0.5, 0.25], "rows": 3}
+    pipe.save_pretrained(tmp_path / "model")
+    loaded = Pipeline.from_pretrained(tmp_path / "model")
+    assert loaded.training == pipe.training
+    loaded.save_pretrained(tmp_path / "again")
+    assert Pipeline.from_pretrained(tmp_path / "again").training == pipe.training
+
+
 def test_a_model_comes_back_as_it_was(kit, tiny_folder):
     loaded = Pipeline.from_pretrained(tiny_folder)
     assert loaded.fingerprint == kit.pipe.fingerprint
@@ -174,6 +185,12 @@ def test_tokenizers_that_do_not_fit_the_vocabulary_are_refused(copy, tiny_folder
 def test_a_config_that_lacks_something_is_refused(copy, key):
     edit(copy, "transformer/config.json", lambda config: config.pop(key))
     with pytest.raises(ValueError, match=key):
+        Pipeline.from_pretrained(copy)
+
+
+def test_what_is_said_of_the_training_is_an_object(copy):
+    edit(copy, "transformer/config.json", lambda config: config.update(training=["much"]))
+    with pytest.raises(ValueError, match=r"config.json: training is \['much'\], wanted an object"):
         Pipeline.from_pretrained(copy)
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from html.parser import HTMLParser
+from itertools import pairwise
+from xml.etree import ElementTree
 
 import pytest
 from PIL import Image, ImageSequence
 
 from mmdlm.output import Moment
-from mmdlm.report import Page, save_gif, sheet, stamp, walk
+from mmdlm.report import Line, Page, plot, save_gif, sheet, stamp, walk
 
 NASTY = "<script>alert('x')</script> & \"quoted\" <b>"
 
@@ -47,6 +50,15 @@ def moments(num: int = 4, *, texts: bool = True, images: bool = True) -> list[Mo
     ]
 
 
+def drawn(*lines: Line, **changes) -> str:
+    lines = lines or (Line(NASTY, [(2, 0.2, 0.1, 0.35), (8, 0.5, 0.4, 0.6)]),)
+    return plot(lines, **{"title": NASTY, "x_label": NASTY, "y_label": NASTY, **changes})
+
+
+def numbers(element: ElementTree.Element) -> list[list[float]]:
+    return [list(map(float, point.split(","))) for point in element.get("points", "").split()]
+
+
 @pytest.fixture
 def page(tmp_path):
     page = Page(NASTY)
@@ -60,6 +72,7 @@ def page(tmp_path):
     path = tmp_path / "walk.gif"
     save_gif(walk(moments(), title="walk"), path)
     page.figure(path, "a walk")
+    page.drawing(drawn())
     page.save(tmp_path / "index.html")
     return (tmp_path / "index.html").read_text("utf-8")
 
@@ -80,8 +93,8 @@ def test_text_is_shown_as_text(page):
     read = Reader(page)
     assert "<script" not in page
     assert "b" not in [tag for tag, _ in read.tags]
-    # title, h1, h2, p, pre, figcaption, th, td
-    assert read.words.count(NASTY) == 8
+    # title, h1, h2, p, pre, figcaption, th, td; of the plot title, axes and name
+    assert read.words.count(NASTY) == 8 + 4
     assert read.images()[0]["alt"] == NASTY
 
 
@@ -149,3 +162,70 @@ def test_a_sheet_holds_its_pictures_in_rows():
     assert board.getpixel((31, 20)) == (255, 255, 255)
     with pytest.raises(ValueError, match="at least one picture"):
         sheet([])
+
+
+# plots
+
+
+def test_a_plot_is_well_formed_and_says_all_its_words():
+    root = ElementTree.fromstring(drawn(Line(NASTY, [(1, 0.5, 0.4, 0.6)]), Line("b", [(2, 0.2, 0.1, 0.3)])))
+    assert root.tag == "svg"
+    words = [element.text for element in root.iter("text")]
+    assert words.count(NASTY) == 4  # title, both axes, one of the lines
+    assert "b" in words
+    assert {"1", "2"} <= set(words)
+    assert root.get("aria-label") == NASTY
+
+
+def test_every_point_has_its_interval_at_the_right_height():
+    points = [(2, 0.2, 0.1, 0.35), (4, 0.25, 0.2, 0.3), (8, 0.5, 0.4, 0.6)]
+    root = ElementTree.fromstring(drawn(Line("a", points)))
+    marks = {text.text: float(text.get("y", "")) - 4.5 for text in root.iter("text")}
+    zero, height = marks["0 %"], (marks["0 %"] - marks["20 %"]) / 20
+    bars = [numbers(one) for one in root.iter("polyline") if one.get("class") == "interval"]
+    assert len(bars) == len(points)
+    for (_, _, low, high), ((left, bottom), (right, top)) in zip(points, bars, strict=True):
+        assert left == right
+        assert (bottom, top) == pytest.approx(
+            (zero - 100 * low * height, zero - 100 * high * height), abs=0.11
+        )
+    (line,) = [numbers(one) for one in root.iter("polyline") if len(numbers(one)) == 3]
+    assert [y for _, y in line] == pytest.approx([zero - 100 * y * height for _, y, *_ in points], abs=0.11)
+    told = [title.text for title in root.iter("title")]
+    assert told[0] == "a at 2: 20.0 % [10.0, 35.0]"
+    assert len(told) == 3
+
+
+def test_the_scale_of_x_is_the_one_asked_for():
+    line = Line("a", [(x, 0.5, 0.4, 0.6) for x in (2, 4, 16)])
+    ticks = {}
+    for name, scale in (("log", math.log2), ("plain", float)):
+        root = ElementTree.fromstring(drawn(line, scale=scale))
+        ticks[name] = {t.text: float(t.get("x", "")) for t in root.iter("text") if t.text in ("2", "4", "16")}
+    for name, share in (("log", 1 / 3), ("plain", 1 / 7)):
+        left, middle, right = (ticks[name][x] for x in ("2", "4", "16"))
+        assert (middle - left) / (right - left) == pytest.approx(share, abs=0.002)
+
+
+def test_lines_can_be_told_apart_without_colour():
+    lines = [Line(f"line {n}", [(1, 0.5, 0.4, 0.6), (2, 0.5, 0.4, 0.6)], dashed=n % 2 == 1) for n in range(7)]
+    root = ElementTree.fromstring(drawn(*lines))
+    shapes, colours = ({path.get(name) for path in root.iter("path")} for name in ("d", "fill"))
+    assert len(shapes) == len(colours) == 7
+    assert sum(line.get("stroke-dasharray") is not None for line in root.iter("polyline")) == 3
+    heights = sorted(float(t.get("y", "")) for t in root.iter("text") if (t.text or "").startswith("line "))
+    assert min(b - a for a, b in pairwise(heights)) > 16  # names do not overlap
+
+
+@pytest.mark.parametrize(("high", "top"), [(0.0, "1 %"), (0.034, "4 %"), (0.31, "40 %"), (1.0, "100 %")])
+def test_the_axis_ends_above_the_highest_interval(high, top):
+    root = ElementTree.fromstring(drawn(Line("a", [(1, 0.0, 0.0, high)])))
+    marks = [t for t in root.iter("text") if (t.text or "").endswith(" %")]
+    assert marks[-1].text == top
+    assert 2 <= len(marks) <= 7
+
+
+def test_a_plot_without_points_is_refused():
+    for lines in ([], [Line("a", [(1, 0.5, 0.4, 0.6)]), Line("b", [])]):
+        with pytest.raises(ValueError, match="a plot needs points"):
+            plot(lines, title="", x_label="", y_label="")

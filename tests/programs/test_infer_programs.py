@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,9 @@ from PIL import Image
 
 from mmdlm import Pipeline
 from mmdlm.evaluate import Exam
+from mmdlm.io import seal
 from mmdlm.output import read_record
+from mmdlm.sweep import ORDERS
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "infer").glob("*.py"))
@@ -139,17 +142,44 @@ def test_text_writes_on_or_fills_holes(program, model, tiny):
 
 
 def test_score_prints_a_table_or_json(program, model, small_law):
-    told = program("infer/score.py", *model, "--num", 2, "--json")
+    told = program("infer/score.py", *model, "--num", 2, "--seeds", 2, "--unseen", 1, "--draws", 2, "--json")
     scores = json.loads(told.out)
     assert len(told.lines) == 1
     assert told.err == ""
-    tasks = ("text_to_image", "caption", "answer", "inpaint", "joint")
-    assert [scores[task]["num"] for task in tasks] == [2] * 5
-    assert scores["exam"] == {"kinds": ["one"], "num": 2, "seed": 0, "split": "held_out"}
-    table = program("infer/score.py", *model, "--num", 1, "--kinds", "one,two", "--split", "unseen")
+    tasks = ("text_to_image", "caption", "answer", "inpaint")
+    assert [scores[task]["num"] for task in (*tasks, "joint", "likelihood")] == [16] * 4 + [4, 16]
+    assert set(scores["caption"]["by_kind"]) == {"one", "two", "three", "groups"}
+    assert scores["inpaint"]["untouched"] == {"right": 16, "num": 16}
+    assert [scores["unseen"][task]["num"] for task in tasks[:3]] == [8] * 3
+    assert list(scores["unseen"]) == list(tasks[:3])
+    exam = scores["exam"]
+    assert (exam["kinds"], exam["seeds"]) == (["one", "two", "groups", "three"], [0, 1])
+    assert (exam["num"], exam["split"]) == (2, "held_out")
+    assert scores["joint"]["mixture"] == [0.25] * 4
+
+
+def test_score_prints_a_table_of_the_tasks_that_are_asked(program, model, small_law):
+    few = ("--num", 1, "--seeds", 2, "--seed", 3, "--kinds", "one,two", "--split", "unseen", "--unseen", 0)
+    table = program("infer/score.py", *model, *few, "--tasks", "caption,joint,likelihood", "--law", "1,1,0,0")
     assert table.status == 0
-    assert [line.split()[0] for line in table.lines[:5]] == list(tasks)
-    assert [line.split()[-1] for line in table.lines[:5]] == ["2", "2", "2", "2", "1"]
+    assert table.lines[0].startswith("1 unseen scenes of each kind, seeds 3, 4; model ")
+    assert [line.split()[0] for line in table.lines[2:5]] == ["caption", "one", "two"]
+    assert [line.split()[-4] for line in table.lines[2:5]] == ["4", "2", "2"]
+    assert "groups: 0.5, 0.5, 0, 0)" in table.out
+    assert "text_to_image" not in table.out
+    assert "never-seen" not in table.out
+    assert "+- " in table.out
+
+
+def test_score_holds_pairs_against_the_law_that_the_model_names(program, tiny_folder, small_law, tmp_path):
+    pipe = Pipeline.from_pretrained(tiny_folder)
+    pipe.training = {"mixture": [0.1, 0.2, 0.3, 0.4]}
+    pipe.save_pretrained(tmp_path / "model")
+    few = ("--model", tmp_path / "model", "--num", 1, "--seeds", 1, "--kinds", "one", "--tasks", "joint")
+    told = program("infer/score.py", *few, "--json")
+    assert json.loads(told.out)["joint"]["mixture"] == [0.1, 0.2, 0.3, 0.4]
+    told = program("infer/score.py", *few, "--json", "--law", "0,0,0,2")
+    assert json.loads(told.out)["joint"]["mixture"] == [0.0, 0.0, 0.0, 1.0]
 
 
 def test_demo_makes_one_page_with_all_of_it(program, model, small_law, tmp_path):
@@ -167,6 +197,55 @@ def test_demo_makes_one_page_with_all_of_it(program, model, small_law, tmp_path)
     assert 'src="data:' in page
     assert "http" not in page
     assert json.loads((tmp_path / "scores.json").read_text())["exam"]["num"] == 2
+
+
+def test_demo_shows_the_curves_of_its_model(program, model, small_law, tmp_path):
+    curves = ("infer/curves.py", *model, "--num", 2, "--kinds", "one", "--steps", "2,4", "--scales", "0,1")
+    program(*curves, "--forwards", "2,4", "--out", tmp_path / "curves")
+    stored = tmp_path / "curves" / "curves.json"
+    arguments = (*model, "--num", 2, "--kinds", "one", "--out", tmp_path / "demo", "--curves", stored)
+    assert program("infer/demo.py", *arguments).status == 0
+    page = (tmp_path / "demo" / "index.html").read_text("utf-8")
+    assert page.count("<svg") == 2 + 7
+    assert "Measured beforehand" in page
+    stored.write_text(stored.read_text().replace(Pipeline.from_pretrained(model[1]).fingerprint, "another"))
+    refused(program("infer/demo.py", *arguments), "was measured on model another")
+
+
+def test_demo_finds_the_curves_in_the_models_folder(program, tiny_folder, small_law, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    made = ("--model", folder, "--num", 2, "--kinds", "one", "--out", folder)
+    assert program("infer/curves.py", *made, "--only", "joint", "--forwards", "2").status == 0
+    (folder / "curves.html").unlink()
+    seal(folder)
+    done = program(
+        "infer/demo.py", "--model", folder, "--num", 1, "--kinds", "one", "--out", tmp_path / "demo"
+    )
+    assert done.status == 0
+    page = (tmp_path / "demo" / "index.html").read_text("utf-8")
+    assert page.count("Together, or one after the other?") == 2
+
+
+def test_curves_measure_each_point_once_and_draw_them(program, model, tmp_path):
+    arguments = ("infer/curves.py", *model, "--num", 2, "--kinds", "one,groups", "--out", tmp_path)
+    joint = program(*arguments, "--only", "joint", "--forwards", "2,4")
+    assert joint.status == 0
+    assert joint.lines[-2:] == [str(tmp_path / "curves.json"), str(tmp_path / "curves.html")]
+    assert [line.split()[0] for line in joint.lines[:-2]] == [f"{n}/6" for n in range(1, 7)]
+    guided = program(*arguments, "--only", "guidance,joint", "--scales", "0,1.5", "--forwards", "2,4,8")
+    assert len(guided.lines) == 2 + 2 + 3  # two scales, and of the pairs what is new
+    again = program(*arguments, "--only", "guidance,joint", "--scales", "0,1.5", "--forwards", "2,4,8")
+    assert again.lines == joint.lines[-2:]
+    stored = json.loads((tmp_path / "curves.json").read_text())
+    assert len(stored["measurements"]) == 2 + 9
+    assert stored["paper"] == {"num": 2, "kinds": ["one", "groups"], "seed": 0}
+    dreamt = [found for found in stored["measurements"] if found["line"] in ORDERS]
+    assert sorted(found["forwards"] / found["total"] for found in dreamt) == [2] * 3 + [4] * 3 + [8] * 3
+    page = (tmp_path / "curves.html").read_text("utf-8")
+    assert page.count("<svg") == 1 + 2
+    assert "http" not in page
+    refused(program(*arguments[:-1], tmp_path, "--seed", 1, "--only", "joint"), "choose another folder")
 
 
 # wrong input ends in a line
@@ -217,7 +296,12 @@ def test_texts_that_do_not_fit_are_named(program, model, tmp_path, pictures):
 def test_wrong_choices_are_named(program, model, tmp_path):
     refused(program("infer/score.py", *model, "--kinds", "one,many"), "unknown kinds of scene ['many']")
     refused(program("infer/score.py", *model, "--split", "test"), "--split test", "held_out")
+    refused(program("infer/score.py", *model, "--law", "1,2"), "--law 1,2: wanted four weights")
+    refused(program("infer/score.py", *model, "--num", 1, "--tasks", "dance"), "unknown tasks ['dance']")
+    refused(program("infer/score.py", *model, "--unseen", -1), "--unseen -1")
     refused(program("infer/demo.py", *model, "--kinds", "", "--out", tmp_path), "unknown kinds")
+    refused(program("infer/curves.py", *model, "--kinds", "five", "--out", tmp_path), "unknown kinds")
+    refused(program("infer/curves.py", *model, "--forwards", "99", "--out", tmp_path), "from 2 to 64")
     (tmp_path / "file").write_text("")
     refused(program("infer/text_to_image.py", "a", *model, "--quiet", "--out", tmp_path / "file"), "file")
 

@@ -19,7 +19,17 @@ from mmdlm.pretrained import Settings
 from mmdlm.program import find_device
 from mmdlm.report import sheet
 from mmdlm.sampling import Confidence
-from mmdlm.training import AdamW, BFloat16Autocast, Ema, Float32, Moment, Reconstruction, Run, WarmupCosine
+from mmdlm.training import (
+    AdamW,
+    BFloat16Autocast,
+    Ema,
+    Float32,
+    Moment,
+    Muon,
+    Reconstruction,
+    Run,
+    WarmupCosine,
+)
 from tokenizers_mm import Autoencoder, AutoencoderConfig, BytePairTokenizer, Vocab
 
 LAWS = Mixture(((0.25, Square()), (0.15, Diagonal()), (0.6, Edges(text=0.4, image=0.6, hide=0.1))))
@@ -36,7 +46,7 @@ def recipe(
     tokenizer_steps: int = 3000,
     steps: int = 5000,
     batch: int = 32,
-    lr: float = 1e-3,
+    lr: float = 5e-3,
     dim: int = 256,
     depth: int = 6,
     text_vocabulary: int = 2000,
@@ -49,8 +59,8 @@ def recipe(
     """Tokenizers, then transformer; the model stands in OUT/model, contact sheets beside the checkpoints.
 
     data: a folder of pictures with metadata.jsonl or metadata.csv (file_name, text). rows: only the first so
-    many. size: pixels a side, a multiple of 8; pictures are scaled and cropped to it. Pictures that cannot be
-    read are left out and named.
+    many. size: pixels a side, a multiple of 8; pictures are scaled and cropped to it. lr: of Muon. Pictures
+    that cannot be read are left out and named.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision}: wanted one of {', '.join(PRECISIONS)}")
@@ -75,7 +85,7 @@ def recipe(
         ),
         steps=tokenizer_steps,
         folder=out / "image_tokenizer",
-        optimizer=AdamW(lr=2e-3, weight_decay=0.01),
+        optimizer=Muon(lr=4e-3, weight_decay=0.01, rest=AdamW(lr=4e-3, weight_decay=0.01)),
         learning_rate=WarmupCosine(warmup=50, floor=0.01),
         ema=None,
         hooks=((samples_every, Rebuild(pictures[:32])),),
@@ -93,7 +103,7 @@ def recipe(
         ),
         steps=steps,
         folder=out / "transformer",
-        optimizer=AdamW(lr=lr, weight_decay=0.05),
+        optimizer=Muon(lr=lr, weight_decay=0.05, rest=AdamW(lr=2e-3, weight_decay=0.05)),
         learning_rate=WarmupCosine(warmup=100, floor=0.02),
         ema=Ema(decay=0.998),
         precision=PRECISIONS[precision],
