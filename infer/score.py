@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from mmdlm.law import Mixture
 
 TASKS = "text_to_image,caption,answer,inpaint,joint,likelihood"
-UNSEEN_TASKS = ("text_to_image", "caption", "answer")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -50,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
     pipe = load(given)
     from mmdlm.data import Split
     from mmdlm.evaluate import Exam
-    from mmdlm.exam import examine
+    from mmdlm.exam import whole_exam
 
     splits = {split.value: split for split in Split}
     if given.split not in splits:
@@ -60,19 +59,15 @@ def main(arguments: Sequence[str]) -> None:
     kinds, tasks = tuple(given.kinds.split(",")), given.tasks.split(",")
     first = Exam(kinds=kinds, num=given.num, seed=given.seed, split=splits[given.split])
     exams = [replace(first, seed=given.seed + number) for number in range(given.seeds)]
-    how: dict[str, Any] = {"mixture": law_of(pipe, kinds, given.law), "progress": not given.json}
-    scores = examine(pipe, exams, tasks=tasks, draws=given.draws, **how)
-    scores["exam"] = {
-        "model": pipe.fingerprint,
-        "kinds": kinds,
-        "num": given.num,
-        "seeds": [exam.seed for exam in exams],
-        "split": given.split,
-    }
-    asked = [task for task in UNSEEN_TASKS if task in tasks]
-    if given.unseen > 0 and asked:
-        others = [replace(exam, num=given.unseen, split=Split.UNSEEN) for exam in exams]
-        scores["unseen"] = examine(pipe, others, tasks=asked, **how)
+    scores = whole_exam(
+        pipe,
+        exams,
+        unseen=given.unseen,
+        mixture=law_of(pipe, kinds, given.law),
+        tasks=tasks,
+        draws=given.draws,
+        progress=not given.json,
+    )
     print(json.dumps(scores) if given.json else "\n".join(lines(scores, given.unseen)))
 
 

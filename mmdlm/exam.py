@@ -13,16 +13,28 @@ import torch
 from torch import Tensor
 
 from mmdlm.codec import Codec
-from mmdlm.data import agree, caption_entropy, caption_law, read_caption
+from mmdlm.data import Split, agree, caption_entropy, caption_law, read_caption
 from mmdlm.evaluate import TASKS, Exam, Question, Rate, kind_of, object_mask, read_pictures
 from mmdlm.law import Mixture, distances
 from mmdlm.likelihood import text_given_image
 from mmdlm.pipeline import Pipeline
 from tokenizers_mm import ImageTokenizer
 
-__all__ = ["EVERY_TASK", "Price", "Trial", "Watched", "averages", "examine", "prices", "spread"]
+__all__ = [
+    "EVERY_TASK",
+    "UNSEEN_TASKS",
+    "Price",
+    "Trial",
+    "Watched",
+    "averages",
+    "examine",
+    "prices",
+    "spread",
+    "whole_exam",
+]
 
 EVERY_TASK = (*TASKS, "joint", "likelihood")
+UNSEEN_TASKS = ("text_to_image", "caption", "answer")  # of scenes with a (colour, shape) never shown
 
 
 class Trial(NamedTuple):
@@ -99,6 +111,34 @@ def examine(
     scores = {task: _score([part for part in parts if part.task == task], mixture) for task in asked}
     if "likelihood" in scores:
         scores["likelihood"]["draws"] = draws
+    return scores
+
+
+def whole_exam(
+    pipe: Pipeline,
+    exams: Sequence[Exam],
+    *,
+    unseen: int = 200,
+    mixture: Mixture,
+    tasks: Sequence[str] = EVERY_TASK,
+    draws: int = 16,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """`examine`, what was asked under `exam`, and under `unseen` tasks on so many unseen scenes a kind."""
+    scores = examine(pipe, exams, mixture=mixture, tasks=tasks, draws=draws, progress=progress)
+    first = exams[0]
+    scores["exam"] = {
+        "model": pipe.fingerprint,
+        "kinds": list(first.kinds),
+        "num": first.num,
+        "seeds": [exam.seed for exam in exams],
+        "split": first.split.value,
+    }
+    asked = [task for task in UNSEEN_TASKS if task in tasks]
+    if unseen > 0 and asked:
+        others = [replace(exam, num=unseen, split=Split.UNSEEN) for exam in exams]
+        scores["unseen"] = examine(pipe, others, mixture=mixture, tasks=asked, progress=progress)
+        scores["unseen"]["num"] = unseen
     return scores
 
 

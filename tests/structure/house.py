@@ -26,6 +26,7 @@ FLOORS = {
     "mmdlm.jobs": 6,
     "mmdlm.likelihood": 6,
     "mmdlm.pipeline": 6,
+    "mmdlm.card": 6,
     "mmdlm.evaluate": 6,
     "mmdlm.exam": 6,
     "mmdlm.law": 6,

@@ -11,10 +11,13 @@ from torch import Tensor
 
 from mmdlm import Pipeline
 from mmdlm.canvas import IMAGE, Canvas, Layout
+from mmdlm.card import scenes_card, stage
 from mmdlm.codec import Codec
 from mmdlm.data import Batches, Scene, Scenes, Split, agree, read_caption
 from mmdlm.diffusion import Absorbing, Diagonal, Edges, ExactCount, Linear, Masking, Mixture, Square
 from mmdlm.evaluate import KINDS, Exam, read_pictures, summary, world
+from mmdlm.exam import whole_exam
+from mmdlm.io import atomic_write_json
 from mmdlm.pretrained import Settings
 from mmdlm.program import find_device
 from mmdlm.report import sheet
@@ -34,22 +37,11 @@ from mmdlm.training import (
 )
 from tokenizers_mm import Autoencoder, AutoencoderConfig, BytePairTokenizer, Vocab, measure
 
-CARD = """# scenes
-
-A masked-diffusion transformer over captions and 64 x 64 pictures of simple scenes, with its tokenizers.
-Trained from nothing by `train/recipes/scenes.py` on what `mmdlm.data.Scenes` draws: no outside data.
-
-- kinds of scene: {kinds}; lattice {lattice} pixels; held-out attribute combinations and three
-  (colour, shape) pairs never occur in training
-- transformer: {parameters:,} parameters, {steps} steps of {batch} rows
-- tokenizer on held-out pictures: {tokenizer}
-"""
-
 PRECISIONS = {"float32": Float32(), "bfloat16": BFloat16Autocast()}  # bfloat16 where the processor has it
-LEVELS, FACTORS = (
-    (4, 4, 4, 8, 8),
-    (0, 1, 1, 2, 2),
-)  # digits of a code, and what each means: ground, paint, form
+LEVELS = (4, 4, 4, 8, 8)  # of a code's digits
+FACTORS = (0, 1, 1, 2, 2)  # what each digit means: background, colour, form
+WINDOWS = 16  # scenes an update of the tokenizer, in four paints each
+EXAM_SEED = 1000  # scenes that no setting was chosen on
 LAWS = Mixture(((0.25, Square()), (0.15, Diagonal()), (0.6, Edges(text=0.35, image=0.65, hide=0.1))))
 
 
@@ -57,7 +49,7 @@ def recipe(
     *,
     out: Path = Path("runs/scenes"),
     kinds: tuple[str, ...] = KINDS,
-    tokenizer: Path | None = None,
+    start: Path | None = None,
     tokenizer_steps: int = 4500,
     steps: int = 9000,
     batch: int = 32,
@@ -65,6 +57,8 @@ def recipe(
     emphasis: float = 4.0,
     dim: int = 128,
     depth: int = 6,
+    exam: int = 200,
+    seeds: int = 1,
     precision: str = "float32",
     device: str = "cpu",
     seed: int = 0,
@@ -74,27 +68,25 @@ def recipe(
 
     The same command takes an interrupted run up again.
 
-    kinds: which scenes, of one, two, three, groups. tokenizer: a folder with a trained image tokenizer, which
-    is then not trained. batch: rows a step, see `Collate`. lr: of Muon.
+    kinds: which scenes, of one, two, three, groups. start: a model of this recipe to go on from, with another
+    seed; its tokenizers stay. batch: rows a step, see `Collate`. lr: of Muon. exam, seeds: the model card
+    tells of so many held-out scenes of each kind for each of so many seeds.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision}: wanted one of {', '.join(PRECISIONS)}")
     place = find_device(device, option="device=")
-    source, everything = world(kinds, seed=seed), world(KINDS, seed=seed)
     torch.manual_seed(seed)  # the first weights
-    if tokenizer is None:
+    if start is None:
         image_tokenizer = Autoencoder(AutoencoderConfig(levels=LEVELS))
-        yield tokenizer_run(image_tokenizer, everything, out / "image_tokenizer", tokenizer_steps, progress)
+        painted = world(KINDS, seed=seed)
+        yield tokenizer_run(image_tokenizer, painted, out / "image_tokenizer", tokenizer_steps, progress)
+        pipe = untrained(image_tokenizer, kinds, dim=dim, depth=depth)
+        history = [stage(out / "image_tokenizer", "image tokenizer", 4 * WINDOWS)]
     else:
-        image_tokenizer = Autoencoder.from_pretrained(tokenizer)
-    report = measure(
-        image_tokenizer, pixels(world(KINDS, seed=seed + 1, split=Split.HELD_OUT).images(range(512)))
-    )
-    text_tokenizer = BytePairTokenizer.train(sentences(everything, 8000), size=512)
-    layout = layout_of(text_tokenizer, image_tokenizer, source)
-    codec = Codec(text_tokenizer, image_tokenizer, layout)
-    pipe = Pipeline.untrained(codec, dim=dim, depth=depth, settings=default_settings())
-    pipe.transformer.to(place)
+        pipe = Pipeline.from_pretrained(start)
+        history = pipe.training["history"]
+    layout, source = pipe.layout, world(kinds, seed=seed)
+    pipe.transformer.to(place).train().requires_grad_(True)
     held_out = Collate(pipe, world(kinds, seed=seed + 1, split=Split.HELD_OUT))
     yield Run(
         module=pipe.transformer,
@@ -113,15 +105,32 @@ def recipe(
         seed=seed,
         progress=progress,
     )
-    card = CARD.format(
-        kinds=", ".join(kinds),
-        lattice=everything.step,
-        parameters=pipe.transformer.num_parameters(),
-        steps=steps,
-        batch=batch,
-        tokenizer=report,
+    history = [*history, stage(out / "transformer", "transformer", batch)]
+    pipe.training = {"mixture": list(source.mixture), "history": history}
+    exams = [Exam(kinds=kinds, num=exam, seed=EXAM_SEED + number) for number in range(seeds)]
+    scores = whole_exam(pipe, exams, mixture=source.mixture, unseen=min(exam, 200), progress=progress)
+    atomic_write_json(out / "scores.json", scores)
+    pipe.save_pretrained(out / "model", card=scenes_card(facts(pipe, source), history, scores))
+
+
+def untrained(image: Autoencoder, kinds: tuple[str, ...], *, dim: int, depth: int) -> Pipeline:
+    """A pipeline whose texts are learned from all kinds of scene, with room for those of `kinds`."""
+    text = BytePairTokenizer.train(sentences(world(KINDS), 8000), size=512)
+    layout = layout_of(text, image, world(kinds))
+    return Pipeline.untrained(Codec(text, image, layout), dim=dim, depth=depth, settings=default_settings())
+
+
+def facts(pipe: Pipeline, source: Scenes) -> dict[str, str]:
+    """What the model card says before any score."""
+    shares = ", ".join(
+        f"{kind} {weight:g}" for kind, weight in zip(KINDS, source.mixture, strict=True) if weight
     )
-    pipe.save_pretrained(out / "model", card=card)
+    held_out = pixels(world(KINDS, seed=EXAM_SEED, split=Split.HELD_OUT).images(range(512)))
+    return {
+        "scenes of training": f"{shares} (weights); lattice {source.step} pixels",
+        "transformer": f"{pipe.transformer.num_parameters():,} parameters",
+        "image tokenizer": str(measure(pipe.image_tokenizer, held_out)),
+    }
 
 
 class Rare:
@@ -214,7 +223,7 @@ def tokenizer_run(module: Autoencoder, source: Scenes, folder: Path, steps: int,
     return Run(
         module=module,
         objective=Exchange(factors=FACTORS),
-        batches=Batches(int, 16, collate=lambda indices, rng: windows(source, indices, rng), prefetch=2),
+        batches=Batches(int, WINDOWS, collate=lambda indices, rng: windows(source, indices, rng), prefetch=2),
         steps=steps,
         folder=folder,
         optimizer=Muon(lr=4e-3, weight_decay=0.01, rest=AdamW(lr=4e-3, weight_decay=0.01)),
