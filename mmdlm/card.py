@@ -65,6 +65,10 @@ def _history(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield f"| {entry['stage']} | {entry['updates']:,} | {entry['rows']} | {entry['minutes']} |"
     yield f"| in all | | | {round(sum(entry['minutes'] for entry in history), 1)} |"
     yield ""
+    for entry in history:
+        if "note" in entry:
+            yield f"Of the stage {entry['stage']}: {entry['note']}"
+            yield ""
 
 
 def _scores(scores: Mapping[str, Any]) -> Iterator[str]:

@@ -2,7 +2,18 @@
 
 from tokenizers_mm.autoencoder import Autoencoder, AutoencoderConfig, Reconstruction, reconstruction_loss
 from tokenizers_mm.image import ImageTokenizer
-from tokenizers_mm.measure import Report, code_counts, measure, perplexity, psnr, ssim
+from tokenizers_mm.measure import (
+    Report,
+    RoundTrip,
+    code_counts,
+    digit_counts,
+    entropy,
+    measure,
+    perplexity,
+    psnr,
+    round_trip,
+    ssim,
+)
 from tokenizers_mm.pixels import to_pil, to_tensor, to_uint8
 from tokenizers_mm.pretrained import HuggingFaceTokenizer, VQModelTokenizer
 from tokenizers_mm.quantize import FSQ, Quantizer
@@ -21,15 +32,19 @@ __all__ = [
     "Quantizer",
     "Reconstruction",
     "Report",
+    "RoundTrip",
     "TextTokenizer",
     "VQModelTokenizer",
     "Vocab",
     "code_counts",
+    "digit_counts",
+    "entropy",
     "measure",
     "perplexity",
     "prepare_torchvision",
     "psnr",
     "reconstruction_loss",
+    "round_trip",
     "ssim",
     "to_pil",
     "to_tensor",

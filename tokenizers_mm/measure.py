@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tokenizers_mm.image import ImageTokenizer
+from tokenizers_mm.pixels import to_uint8
 
 MAX_PSNR = 100.0  # dB; what equal pictures get, for a mean over pictures to exist
 
@@ -24,6 +28,33 @@ class Report:
     perplexity: float  # exp of the entropy of the codes' frequencies, in 1..size
     num_images: int
     num_codes: int  # codes counted: pictures * h * w
+
+
+@dataclass(frozen=True, eq=False)
+class RoundTrip:
+    """N pictures as they came back, and the codes on the way. All on the CPU."""
+
+    images: np.ndarray  # (N, H, W, 3) uint8, decoded
+    codes: Tensor  # (N, h, w) long
+    psnr: Tensor  # (N,) float64 dB
+    ssim: Tensor  # (N,) float64
+    size: int  # number of codes that there are
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """(size,) how often each code occurs."""
+        return code_counts(self.codes, self.size)
+
+    def report(self) -> Report:
+        """The figures over all pictures."""
+        return Report(
+            psnr=float(self.psnr.mean()),
+            ssim=float(self.ssim.mean()),
+            usage=int((self.counts > 0).sum()) / self.size,
+            perplexity=perplexity(self.counts),
+            num_images=len(self.images),
+            num_codes=self.codes.numel(),
+        )
 
 
 def psnr(images: Tensor, output: Tensor) -> Tensor:
@@ -66,33 +97,51 @@ def code_counts(codes: Tensor, size: int) -> Tensor:
     return torch.bincount(codes.flatten(), minlength=size)
 
 
-def perplexity(counts: Tensor) -> float:
-    """exp(entropy) of the frequencies: so many equally frequent codes would be as hard to guess."""
+def digit_counts(counts: Tensor, digits: Sequence[int]) -> list[Tensor]:
+    """For each digit of a factorised code, (levels,): how often each level occurs.
+
+    `counts` (size,) are of codes d0 + n0 * (d1 + n1 * (d2 + ...)). Raises ValueError where the sizes of the
+    digits do not multiply to `size`.
+    """
+    if math.prod(digits) != len(counts):
+        raise ValueError(f"digits {tuple(digits)} make {math.prod(digits)} codes, got {len(counts)} counts")
+    grid = counts.reshape(tuple(reversed(digits)))
+    return [
+        grid.movedim(-1 - number, 0).reshape(levels, -1).sum(dim=1) for number, levels in enumerate(digits)
+    ]
+
+
+def entropy(counts: Tensor) -> float:
+    """Bits: the entropy of the frequencies. Of few draws it comes out too small (a plug-in estimate)."""
     total = int(counts.sum())
     if total == 0:
-        raise ValueError("the perplexity of no codes at all is not defined")
+        raise ValueError("the entropy of no codes at all is not defined")
     share = counts[counts > 0].double() / total
-    return math.exp(-float((share * share.log()).sum()))
+    return float((share * share.reciprocal().log2()).sum())
+
+
+def perplexity(counts: Tensor) -> float:
+    """2 ** entropy of the frequencies: so many equally frequent codes would be as hard to guess."""
+    return 2.0 ** entropy(counts)
 
 
 @torch.no_grad()
-def measure(tokenizer: ImageTokenizer, images: Tensor, *, batch_size: int = 64) -> Report:
+def round_trip(tokenizer: ImageTokenizer, images: Tensor, *, batch_size: int = 64) -> RoundTrip:
     """Encode and decode (N, 3, H, W) float in [-1, 1] in batches. Raises ValueError for no pictures."""
     if len(images) == 0:
-        raise ValueError("measure wants at least one picture")
-    psnrs, ssims = [], []
-    counts = torch.zeros(tokenizer.size, dtype=torch.long)
+        raise ValueError("wanted at least one picture to encode and decode, got none")
+    outputs, codes, psnrs, ssims = [], [], [], []
     for batch in images.split(batch_size):
-        codes = tokenizer.encode(batch)
-        output = tokenizer.decode(codes)
+        codes.append(tokenizer.encode(batch))
+        output = tokenizer.decode(codes[-1])
+        outputs.append(to_uint8(output))
         psnrs.append(psnr(batch, output).cpu())
         ssims.append(ssim(batch, output).cpu())
-        counts += code_counts(codes, tokenizer.size).cpu()
-    return Report(
-        psnr=float(torch.cat(psnrs).mean()),
-        ssim=float(torch.cat(ssims).mean()),
-        usage=int((counts > 0).sum()) / tokenizer.size,
-        perplexity=perplexity(counts),
-        num_images=len(images),
-        num_codes=int(counts.sum()),
+    return RoundTrip(
+        np.concatenate(outputs), torch.cat(codes).cpu(), torch.cat(psnrs), torch.cat(ssims), tokenizer.size
     )
+
+
+def measure(tokenizer: ImageTokenizer, images: Tensor, *, batch_size: int = 64) -> Report:
+    """The figures of `round_trip`."""
+    return round_trip(tokenizer, images, batch_size=batch_size).report()

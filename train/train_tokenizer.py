@@ -27,7 +27,22 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--steps", type=positive, default=3000, help="image: updates (default: 3000)")
     parser.add_argument("--batch", type=positive, default=32, help="image: pictures an update (default: 32)")
     parser.add_argument(
-        "--held-out", type=positive, default=64, help="image: pictures kept apart for the report"
+        "--held-out",
+        type=positive,
+        default=256,
+        help="image: pictures kept apart for the report (default: 256)",
+    )
+    parser.add_argument(
+        "--predict-steps",
+        type=count,
+        default=300,
+        help="image: updates of the small model that says how predictable codes are, 0: none (default: 300)",
+    )
+    parser.add_argument(
+        "--predict-pictures",
+        type=positive,
+        default=2000,
+        help="image: pictures it learns from (default: 2000)",
     )
     parser.add_argument("--vocabulary", type=positive, default=2000, help="text: tokens (default: 2000)")
     parser.add_argument("--seed", type=seed, default=0, help="of weights and order (default: 0)")
@@ -45,19 +60,22 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def train_image_tokenizer(given: argparse.Namespace) -> None:
-    """Trains, takes up an interrupted run in OUT/run, reports on pictures that were kept apart, and saves."""
+    """Trains, takes up an interrupted run in OUT/run, saves, and reports on pictures that were kept apart."""
     import numpy as np
     import torch
 
-    from mmdlm.data import Batches, Listed, Shuffled
+    from mmdlm.data import Batches, Listed, Scenes, Shuffled
+    from mmdlm.predictability import Probe
+    from mmdlm.tokenizer_report import tokenizer_report
     from mmdlm.training import AdamW, Reconstruction, Run, Trainer, WarmupCosine
-    from tokenizers_mm import Autoencoder, AutoencoderConfig, measure
+    from tokenizers_mm import Autoencoder, AutoencoderConfig
 
     device = find_device(given.device)
-    picture, count = pictures(given.data, given.size)
-    kept = min(given.held_out, count // 10)
-    if kept < 1:
-        raise ValueError(f"{count} pictures are too few: a tenth of them is kept apart for the report")
+    picture, total = pictures(given.data, given.size)
+    order = Shuffled(given.seed)(total, 0).tolist()  # files that lie together are often alike
+    kept = order[: min(given.held_out, total // 10)]
+    if not kept:
+        raise ValueError(f"{total} pictures are too few: a tenth of them is kept apart for the report")
 
     def batch(indices: list[int]) -> torch.Tensor:
         stacked = np.stack([picture(index) for index in indices])
@@ -72,7 +90,7 @@ def train_image_tokenizer(given: argparse.Namespace) -> None:
         context=given.context,
     )
     module = Autoencoder(config).to(device)
-    source = Listed(lambda index: index + kept, count - kept, order=Shuffled(given.seed))
+    source = Listed(order[len(kept) :].__getitem__, total - len(kept), order=Shuffled(given.seed))
     Trainer(
         Run(
             module=module,
@@ -87,8 +105,14 @@ def train_image_tokenizer(given: argparse.Namespace) -> None:
         )
     ).fit()
     module.save_pretrained(given.out)
-    report = measure(module, batch(list(range(kept))).to(device))
-    print(f"{given.out}: on {kept} pictures kept apart {report}")
+    held_out = batch(kept).to(device)
+    scenes = [Scenes().scene(index) for index in kept] if given.data == ["scenes"] else []
+    probe = Probe(steps=given.predict_steps, seed=given.seed) if given.predict_steps else None
+    learnt = batch(order[len(kept) :][: given.predict_pictures]).to(device) if probe else held_out[:0]
+    report = tokenizer_report(module, learnt, held_out, given.out, scenes=scenes, probe=probe)
+    print(f"{given.out}: on {len(kept)} pictures kept apart")
+    print(report)
+    print(f"with pictures in {given.out / 'report.html'}")
 
 
 def pictures(data: Sequence[str], size: int) -> tuple[Callable[[int], np.ndarray], int]:
@@ -126,6 +150,14 @@ def texts(data: Sequence[str]) -> Iterator[str]:
         yield from ImageFolder(data[0]).texts()
     else:
         yield from TextFiles(data).texts()
+
+
+def count(text: str) -> int:
+    """A whole number that is not negative, for argparse."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
+    return value
 
 
 def numbers(text: str, option: str) -> tuple[int, ...]:

@@ -57,6 +57,12 @@ class Layout:
         answer = self._open(self._texts(answers, self.answer))
         return self._canvas(self.question_frame, image, question, answer)
 
+    def captionings(self, codes: Tensor, captions: Sequence[Ids]) -> Canvas:
+        """Pictures given, the captions open."""
+        return self._canvas(
+            self.pair_frame, self._open(self._texts(captions, self.caption)), Fill(self._codes(codes))
+        )
+
     def inpaintings(self, codes: Tensor, holes: Tensor, captions: Sequence[Ids]) -> Canvas:
         """Captions and pictures given, the pictures open inside `holes` (B, h, w) bool."""
         image = Fill(self._codes(codes), open=holes.flatten(1))

@@ -10,7 +10,8 @@ from PIL import Image
 from tokenizers_mm import Autoencoder, BytePairTokenizer
 
 PROGRAM = "train/train_tokenizer.py"
-SMALL = ("--steps", 2, "--batch", 2, "--size", 16, "--channels", "4,8", "--levels", "4,4", "--context", 1)
+SMALL = ("--steps", 2, "--batch", 2, "--size", 16, "--channels", "4,8", "--levels", "4,4")
+SMALL += ("--predict-steps", 2, "--context", 1)
 
 
 def test_an_image_tokenizer_is_trained_and_taken_up_again(program, tmp_path):
@@ -22,12 +23,31 @@ def test_an_image_tokenizer_is_trained_and_taken_up_again(program, tmp_path):
     out = tmp_path / "out"
     done = program(PROGRAM, "image", tmp_path, "--out", out, *SMALL)
     assert done.status == 0, done.err
-    assert done.out.startswith(f"{out}: on 1 pictures kept apart")
+    assert done.lines[0] == f"{out}: on 1 pictures kept apart"
+    assert done.lines[1] == "pictures: 1, each 4 x 4 codes"
+    assert done.lines[-2].endswith(
+        "2 steps of 32 rows on 11 training pictures, seed 0; 16 noise levels a picture"
+    )
+    assert done.lines[-1] == f"with pictures in {out / 'report.html'}"
+    assert (out / "report.html").read_text("utf-8").startswith("<!doctype html>")
     tokenizer = Autoencoder.from_pretrained(out)
     assert (tokenizer.size, tokenizer.downsample) == (16, 4)
     assert program(PROGRAM, "image", tmp_path, "--out", out, *SMALL).out == done.out
     again = Autoencoder.from_pretrained(out).state_dict()
     assert all(torch.equal(value, again[name]) for name, value in tokenizer.state_dict().items())
+
+
+def test_scenes_are_read_and_the_small_model_can_be_skipped(program, tmp_path):
+    coarse = ("--channels", "4,4,4,4", "--levels", "4", "--context", 1, "--predict-steps", 0)
+    out = tmp_path / "out"
+    done = program(
+        PROGRAM, "image", "scenes", "--out", out, "--steps", 1, "--batch", 2, "--held-out", 5, *coarse
+    )
+    assert done.status == 0, done.err
+    assert done.lines[1] == "pictures: 5, each 4 x 4 codes"
+    read = [line for line in done.lines if line.startswith("read exactly, ")]
+    assert sum(int(line.split(" of ")[1].partition(",")[0]) for line in read) == 5
+    assert done.lines[-2] == "the masked model: skipped: no steps were asked for"
 
 
 def test_a_text_tokenizer_is_trained(program, tmp_path, imagefolder):
@@ -51,6 +71,7 @@ def test_wrong_input_is_named(program, tmp_path, imagefolder):
     assert "wanted one imagefolder, got 2 paths" in refused("image", imagefolder, imagefolder, *SMALL)
     assert "broken.png" in refused("image", imagefolder, *SMALL[:-2], "--steps", 9)
     assert "--levels 4;4: wanted whole numbers" in refused("image", imagefolder, "--levels", "4;4")
+    assert "must be at least 0, got -1" in refused("image", imagefolder, *SMALL, "--predict-steps", -1)
     assert "no such device" in refused("image", imagefolder, *SMALL, "--device", "abacus")
     assert "at least 256 ids" in refused("text", imagefolder, "--vocabulary", 20)
     assert "nowhere.txt" in refused("text", tmp_path / "nowhere.txt")

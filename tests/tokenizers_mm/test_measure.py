@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from tokenizers_mm import code_counts, measure, perplexity, psnr, ssim
+from tokenizers_mm import (
+    code_counts,
+    digit_counts,
+    entropy,
+    measure,
+    perplexity,
+    psnr,
+    round_trip,
+    ssim,
+    to_uint8,
+)
 
 
 class Grey:
@@ -71,6 +81,34 @@ def test_usage_and_perplexity():
     )
     with pytest.raises(ValueError, match="no codes"):
         perplexity(torch.zeros(4, dtype=torch.long))
+
+
+def test_entropy_is_in_bits():
+    assert entropy(torch.tensor([2, 0, 2, 4])) == pytest.approx(1.5)
+    assert math.copysign(1, entropy(torch.tensor([0, 7]))) == 1
+    with pytest.raises(ValueError, match="no codes"):
+        entropy(torch.zeros(4, dtype=torch.long))
+
+
+def test_digits_are_counted_with_the_first_the_fastest():
+    counts = torch.tensor([1, 2, 4, 8, 16, 32])  # codes d0 + 2 * d1
+    assert [each.tolist() for each in digit_counts(counts, (2, 3))] == [[1 + 4 + 16, 2 + 8 + 32], [3, 12, 48]]
+    assert [each.tolist() for each in digit_counts(counts, (6,))] == [counts.tolist()]
+    with pytest.raises(ValueError, match=r"digits \(2, 2\) make 4 codes, got 6 counts"):
+        digit_counts(counts, (2, 2))
+
+
+def test_a_round_trip_keeps_the_order_of_pictures():
+    values = torch.tensor([-0.75, 0.3, -0.7, 0.8, -0.25])
+    images = values.view(5, 1, 1, 1).expand(5, 3, 16, 24)
+    trip = round_trip(Grey(), images, batch_size=2)
+    assert torch.equal(trip.codes, Grey().encode(images))
+    assert trip.codes.shape == (5, 2, 3)
+    back = Grey().decode(trip.codes)
+    assert (trip.images == to_uint8(back)).all()
+    assert torch.equal(trip.psnr, psnr(images, back))
+    assert torch.equal(trip.ssim, ssim(images, back))
+    assert trip.counts.tolist() == [12, 6, 6, 6]
 
 
 def test_a_report_does_not_depend_on_the_batch_size():

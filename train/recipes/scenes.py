@@ -57,6 +57,7 @@ def recipe(
     emphasis: float = 4.0,
     dim: int = 128,
     depth: int = 6,
+    note: str = "",
     exam: int = 200,
     seeds: int = 1,
     precision: str = "float32",
@@ -64,13 +65,11 @@ def recipe(
     seed: int = 0,
     progress: bool = True,
 ) -> Iterator[Run]:
-    """Image tokenizer, then transformer; the finished model stands in OUT/model.
-
-    The same command takes an interrupted run up again.
+    """Image tokenizer, then transformer; the finished model stands in OUT/model. Interrupted, it goes on.
 
     kinds: which scenes, of one, two, three, groups. start: a model of this recipe to go on from, with another
-    seed; its tokenizers stay. batch: rows a step, see `Collate`. lr: of Muon. exam, seeds: the model card
-    tells of so many held-out scenes of each kind for each of so many seeds.
+    seed; its tokenizers stay. batch: rows a step, see `Collate`. lr: of Muon. note: what the model card says
+    of this run. exam, seeds: it tells of so many held-out scenes of each kind, for so many seeds.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision}: wanted one of {', '.join(PRECISIONS)}")
@@ -105,7 +104,8 @@ def recipe(
         seed=seed,
         progress=progress,
     )
-    history = [*history, stage(out / "transformer", "transformer", batch)]
+    told = {"note": note} if note else {}
+    history = [*history, stage(out / "transformer", "transformer", batch) | told]
     pipe.training = {"mixture": list(source.mixture), "history": history}
     exams = [Exam(kinds=kinds, num=exam, seed=EXAM_SEED + number) for number in range(seeds)]
     scores = whole_exam(pipe, exams, mixture=source.mixture, unseen=min(exam, 200), progress=progress)
@@ -149,8 +149,8 @@ class Rare:
 class Collate:
     """Numbers of scenes become rows.
 
-    Of eight, two ask a question; three are pairs of caption and picture; three have the caption given and a
-    hole in the picture, so that what a word looks like and where things can stand are learnt apart.
+    Of sixteen, three ask a question; five have the picture given, so that captions are learnt apart; four
+    have the caption given and a hole in the picture, so that what a word looks like is; four are whole pairs.
     """
 
     def __init__(self, pipe: Pipeline, source: Scenes) -> None:
@@ -162,17 +162,16 @@ class Collate:
         encode, layout, source = self.pipe.text_tokenizer.encode, self.pipe.layout, self.source
         scenes = [source.scene(index) for index in indices]
         codes = self.pipe.image_tokenizer.encode(pixels(np.stack([source.image(scene) for scene in scenes])))
-        numbered = list(zip(scenes, indices, strict=True))
-        asked = len(scenes) // 4
-        holed = asked + (len(scenes) - asked) // 2
-        told = [source.question(scene, index) for scene, index in numbered[:asked]]
-        captions = [encode(source.caption(scene, index)) for scene, index in numbered[asked:]]
-        holes = np.stack([hole(scene, rng) for scene in scenes[asked:holed]])
+        captions = [encode(source.caption(s, index)) for s, index in zip(scenes, indices, strict=True)]
+        ask, tell, draw = (round(len(scenes) * share / 16) for share in (3, 8, 12))
+        asked = [source.question(s, index) for s, index in zip(scenes[:ask], indices[:ask], strict=True)]
+        holes = np.stack([hole(scene, rng) for scene in scenes[tell:draw]])
         return Canvas.concat(
             [
-                layout.questions(codes[:asked], [encode(q) for q, _ in told], [encode(a) for _, a in told]),
-                layout.inpaintings(codes[asked:holed], torch.from_numpy(holes), captions[: holed - asked]),
-                layout.pairs(captions[holed - asked :], codes[holed:]),
+                layout.questions(codes[:ask], [encode(q) for q, _ in asked], [encode(a) for _, a in asked]),
+                layout.captionings(codes[ask:tell], captions[ask:tell]),
+                layout.inpaintings(codes[tell:draw], torch.from_numpy(holes), captions[tell:draw]),
+                layout.pairs(captions[draw:], codes[draw:]),
             ]
         )
 
