@@ -138,7 +138,6 @@ def whole_exam(
     if unseen > 0 and asked:
         others = [replace(exam, num=unseen, split=Split.UNSEEN) for exam in exams]
         scores["unseen"] = examine(pipe, others, mixture=mixture, tasks=asked, progress=progress)
-        scores["unseen"]["num"] = unseen
     return scores
 
 

@@ -9,7 +9,7 @@ from mmdlm.data.scene import Description, Look, Object, Relation, Scene, agree
 from mmdlm.data.scene_entropy import caption_entropy, caption_law
 from mmdlm.data.scene_language import captions, num_captions, read_caption
 from mmdlm.data.scene_reader import read_image, read_images
-from mmdlm.data.scenes import Scenes, Split, split_of
+from mmdlm.data.scenes import Scenes, Split, hole, split_of
 from mmdlm.data.sources import Chunks, Columns, ImageFolder, Lines, Paragraphs, Source, TextFiles
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "captions",
     "decode",
     "fit",
+    "hole",
     "num_captions",
     "read_caption",
     "read_image",

@@ -136,6 +136,28 @@ class Scenes:
         return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, purpose], np.uint64)))
 
 
+def hole(scene: Scene, rng: np.random.Generator, *, side: int = 8) -> np.ndarray:
+    """What to draw anew: the boxes of some of the objects, or a rectangle that touches one, equally often.
+
+    (64 / side, 64 / side) bool, a cell for `side` pixels; `side` divides the scene's step.
+    """
+    cells = SIDE // side
+    owner = np.full((cells, cells), -1)
+    for number in range(len(scene.objects)):
+        top, left, bottom, right = (end // side for end in scene.box(number))
+        owner[top:bottom, left:right] = number
+    if rng.random() < 0.5:
+        count = int(rng.integers(1, len(scene.objects) + 1))
+        return np.isin(owner, rng.permutation(len(scene.objects))[:count])
+    while True:
+        height, width = rng.integers(2, cells + 1, size=2)
+        row, column = rng.integers(0, cells + 1 - height), rng.integers(0, cells + 1 - width)
+        if (owner[row : row + height, column : column + width] >= 0).any():
+            inside = np.zeros((cells, cells), dtype=bool)
+            inside[row : row + height, column : column + width] = True
+            return inside
+
+
 def _draw_scene(kind: int, step: int, rng: np.random.Generator) -> Scene:
     """One draw of kind 0..2 (that many objects and one) or 3 (a group), of any split."""
     copies = int(rng.integers(2, MOST + 1)) if kind == 3 else 1

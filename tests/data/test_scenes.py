@@ -24,7 +24,7 @@ from mmdlm.data.scene import (
     Scene,
 )
 from mmdlm.data.scene_picture import draw, draw_batch, sprite_mask
-from mmdlm.data.scenes import Scenes, Split, split_of
+from mmdlm.data.scenes import Scenes, Split, hole, split_of
 
 NUM = 400
 
@@ -218,3 +218,25 @@ def test_repainted_scenes_differ_in_paint_alone() -> None:
                     assert replace(mine, colour="") == replace(other, colour="")
     grounds = {scene.background for index in range(60) for row in source.repainted(index) for scene in row}
     assert grounds == set(BACKGROUNDS)
+
+
+def test_holes_are_boxes_of_objects_or_rectangles_that_touch_one() -> None:
+    source, rng = Scenes(seed=5), np.random.default_rng(0)
+    boxes = 0
+    for index in range(300):
+        scene = source.scene(index)
+        inside = hole(scene, rng)
+        assert inside.shape == (8, 8)
+        objects = np.zeros((8, 8), dtype=int)
+        whole = []
+        for number in range(len(scene.objects)):
+            top, left, bottom, right = (end // 8 for end in scene.box(number))
+            objects[top:bottom, left:right] = 1
+            whole.append(inside[top:bottom, left:right].all())
+        assert (inside & (objects == 1)).any()
+        rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+        rectangle = inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+        only_objects = not (inside & (objects == 0)).any() and any(whole)
+        assert rectangle or only_objects
+        boxes += only_objects
+    assert 130 < boxes < 200
