@@ -117,8 +117,9 @@ def show_joint(page: Page, measurements: Sequence[Measurement]) -> None:
     )
     page.table(head, rows)
     page.paragraph(
-        "The model's own policy for pairs on three walks, without guidance. One after the other, each "
-        "modality gets half of the forwards, but not more than it has places; every forward fills one place "
+        "The model's own policy for pairs, with a linear schedule and without guidance, on three walks. One "
+        "after the other, each modality gets half of the forwards, but not more than it has places; every "
+        "forward fills one place "
         "at least, so that with many forwards the shorter span is full early. Lawful: the grammar can read "
         "the caption. Distinct: different captions. p: Fisher's exact test, two-sided, corrected for all "
         "comparisons of its column (Holm)."

@@ -175,7 +175,8 @@ def guidance_points(pipe: Pipeline, scales: Sequence[float] = SCALES) -> list[Po
 def joint_points(pipe: Pipeline, totals: Sequence[int] = FORWARDS) -> list[Point]:
     """Pairs from nothing, both at once or one after the other, at equal numbers of forwards in all.
 
-    The model's own policy for pairs, without guidance, on three walks. In turn each modality gets half of the
+    The model's own policy for pairs, without guidance and with a linear schedule, which spends every forward
+    (one that fills many places early ends early), on three walks. In turn each modality gets half of the
     forwards, but never more than it has places, for each forward fills one at least. Raises ValueError where
     that policy is not `Confidence` or a total cannot be spent.
     """
@@ -191,7 +192,7 @@ def joint_points(pipe: Pipeline, totals: Sequence[int] = FORWARDS) -> list[Point
             x=float(total),
             steps=total,
             guidance=0.0,
-            policy=replace(policy, path=walk),
+            policy=replace(policy, path=walk, schedule=Linear()),
         )
         for total in totals
         for line, walk in zip(ORDERS, _walks(total, *rooms), strict=True)
