@@ -37,7 +37,7 @@ import numpy as np
 
 from mmdlm.data.scene import DIRECTIONS, Description, Object, Relation, Scene
 from mmdlm.data.scene_language import captions
-from mmdlm.data.scenes import Split, _apart, split_of
+from mmdlm.data.scenes import Split, keep_apart, split_of
 
 
 def caption_law(scene: Scene, split: Split) -> dict[str, float]:
@@ -88,8 +88,8 @@ def _placing(order: tuple[Object, ...], step: int) -> float:
     places: list[int] = []
     num_free = []
     for number, thing in enumerate(order):
-        others = [_apart(other.size, thing.size, step) for other in order[:number]]
-        alone = _apart(thing.size, thing.size, step)
+        others = [keep_apart(other.size, thing.size, step) for other in order[:number]]
+        alone = keep_apart(thing.size, thing.size, step)
         free = np.ones(len(alone), dtype=bool)
         for apart, place in zip(others, places, strict=True):
             free &= apart[place]
@@ -105,9 +105,9 @@ def _placing(order: tuple[Object, ...], step: int) -> float:
 def _success(sizes: tuple[str, ...], step: int) -> float:
     """The chance that an attempt to place two or three objects of these sizes in turn meets no dead end."""
     first, second, *third = sizes
-    free = _apart(first, second, step)  # (corners of the first, corners of the second)
+    free = keep_apart(first, second, step)  # (corners of the first, corners of the second)
     fits = free
     for size in third:
-        rooms = _apart(first, size, step).astype(float) @ _apart(second, size, step).T.astype(float)
+        rooms = keep_apart(first, size, step).astype(float) @ keep_apart(second, size, step).T.astype(float)
         fits = free & (rooms > 0)
     return float((fits.sum(axis=1) / np.maximum(free.sum(axis=1), 1)).mean())

@@ -208,7 +208,7 @@ def _draw_places(sizes: tuple[str, ...], step: int, rng: np.random.Generator) ->
         for size in sizes:
             free = np.ones(_num_starts(size, step) ** 2, dtype=bool)
             for place, other in zip(places, sizes, strict=False):
-                free &= _apart(other, size, step)[place]
+                free &= keep_apart(other, size, step)[place]
             choices = np.flatnonzero(free)
             if len(choices) == 0:
                 break
@@ -231,7 +231,7 @@ def _num_starts(size: str, step: int) -> int:
 
 
 @cache
-def _apart(first: str, second: str, step: int) -> np.ndarray:
+def keep_apart(first: str, second: str, step: int) -> np.ndarray:
     """Whether two boxes keep the gap: (corners of the first, corners of the second) bool, both row-major."""
     ones, others = (np.arange(_num_starts(size, step)) * step for size in (first, second))
     room = np.maximum(

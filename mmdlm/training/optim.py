@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -84,7 +85,11 @@ class _Muon(torch.optim.AdamW):
     """AdamW, but for the groups that have a `momentum`."""
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             if "momentum" in group:
                 alike: dict[torch.Size, list[nn.Parameter]] = {}
@@ -94,6 +99,7 @@ class _Muon(torch.optim.AdamW):
                 for parameters in alike.values():
                     self._move(parameters, group)
         super().step()
+        return loss
 
     def _move(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         """One step of parameters of equal shape, taken together."""

@@ -13,7 +13,7 @@ from mmdlm import Pipeline
 from mmdlm.canvas import IMAGE, Canvas, Layout
 from mmdlm.card import scenes_card, stage
 from mmdlm.codec import Codec
-from mmdlm.data import Batches, Scenes, Split, agree, hole, read_caption
+from mmdlm.data import Batches, Scenes, Split, hole
 from mmdlm.diffusion import (
     Absorbing,
     Diagonal,
@@ -26,7 +26,7 @@ from mmdlm.diffusion import (
     Schedule,
     Square,
 )
-from mmdlm.evaluate import KINDS, Exam, read_pictures, summary, world
+from mmdlm.evaluate import KINDS, TASKS, Exam, summary, world
 from mmdlm.exam import whole_exam
 from mmdlm.io import atomic_write_json
 from mmdlm.pretrained import Settings
@@ -53,6 +53,7 @@ PRECISIONS = {"float32": Float32(), "bfloat16": BFloat16Autocast()}  # bfloat16 
 LEVELS = (4, 4, 4, 8, 8)  # of a code's digits
 FACTORS = (0, 1, 1, 2, 2)  # what each digit means: background, colour, form
 WINDOWS = 16  # scenes an update of the tokenizer, in four paints each
+EXAMINED = ("text_to_image", "caption")  # on the way
 EXAM_SEED = 1000  # scenes that no setting was chosen on
 LAWS = Mixture(((0.25, Square()), (0.15, Diagonal()), (0.6, Edges(text=0.35, image=0.65, hide=0.1))))
 
@@ -80,7 +81,7 @@ def recipe(
     """Image tokenizer, then transformer; the finished model stands in OUT/model. Interrupted, it goes on.
 
     kinds: which scenes, of one, two, three, groups. start: a model of this recipe to go on from, with another
-    seed; its tokenizers stay. batch: rows a step, see `Collate`. lr: of Muon. note: what the model card says
+    seed; its tokenizers and its size stay. batch: rows a step, see `Collate`. lr: of Muon. note: what the model card says
     of this run. exam, seeds: it tells of so many held-out scenes of each kind, for so many seeds.
     """
     if precision not in PRECISIONS:
@@ -95,6 +96,10 @@ def recipe(
         history = [stage(out / "image_tokenizer", "image tokenizer", 4 * WINDOWS)]
     else:
         pipe = Pipeline.from_pretrained(start)
+        if "history" not in pipe.training:
+            raise ValueError(
+                f"start={start}: this model does not say how it was trained; it is none of this recipe"
+            )
         history = pipe.training["history"]
     layout, source = pipe.layout, world(kinds, seed=seed)
     pipe.transformer.to(place).train().requires_grad_(True)
@@ -162,7 +167,8 @@ class Collate:
     """Numbers of scenes become rows.
 
     Of sixteen, three ask a question; five have the picture given, so that captions are learnt apart; four
-    have the caption given and a hole in the picture, so that what a word looks like is; four are whole pairs.
+    have the caption given and a hole in the picture, so that it is learnt what words look like; four are
+    whole pairs.
     """
 
     def __init__(self, pipe: Pipeline, source: Scenes) -> None:
@@ -196,19 +202,14 @@ class Examine:
         self.questions = Exam(kinds=kinds, num=64 // len(kinds), seed=1).questions()
 
     def __call__(self, moment: Moment) -> None:
-        captions = [q.caption for q in self.questions]
-        drawn = self.pipe.text_to_image(captions, progress=False).images
-        told = self.pipe.caption([q.picture for q in self.questions], progress=False).texts
-        right = {
-            "text_to_image": list(map(agree, map(read_caption, captions), read_pictures(drawn))),
-            "caption": [agree(read_caption(t), q.scene) for t, q in zip(told, self.questions, strict=True)],
-        }
+        made = {name: TASKS[name].ask(self.pipe, self.questions, 0, False) for name in EXAMINED}
+        right = {name: TASKS[name].mark(self.questions, output) for name, output in made.items()}
         kinds = [q.kind for q in self.questions]
         scores = {task: summary("exact", marks, kinds)["by_kind"] for task, marks in right.items()}
         moment.log(
             {f"{task}.{kind}": score["exact"] for task, s in scores.items() for kind, score in s.items()}
         )
-        sheet(drawn).save(moment.folder / f"samples-{moment.step:06d}.png")
+        sheet(made["text_to_image"].images).save(moment.folder / f"samples-{moment.step:06d}.png")
 
 
 def tokenizer_run(module: Autoencoder, source: Scenes, folder: Path, steps: int, progress: bool) -> Run:
@@ -228,10 +229,7 @@ def tokenizer_run(module: Autoencoder, source: Scenes, folder: Path, steps: int,
 
 
 def windows(source: Scenes, indices: list[int], rng: np.random.Generator) -> Tensor:
-    """(B, 2, 2, 3, 32, 32): of each scene what is around one object (most of a whole picture is background).
-
-    Along the first axis of two the background changes, along the second the colours of the objects.
-    """
+    """(B, 2, 2, 3, 32, 32): what is around one object of each scene, by background and by colours."""
     crops = []
     for index in indices:
         paints = [scene for row in source.repainted(index) for scene in row]
