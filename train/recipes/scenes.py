@@ -97,9 +97,7 @@ def recipe(
     else:
         pipe = Pipeline.from_pretrained(start)
         if "history" not in pipe.training:
-            raise ValueError(
-                f"start={start}: this model does not say how it was trained; it is none of this recipe"
-            )
+            raise ValueError(f"start={start}: no model of this recipe, it does not say how it was trained")
         history = pipe.training["history"]
     layout, source = pipe.layout, world(kinds, seed=seed)
     pipe.transformer.to(place).train().requires_grad_(True)
