@@ -81,8 +81,8 @@ def recipe(
     """Image tokenizer, then transformer; the finished model stands in OUT/model. Interrupted, it goes on.
 
     kinds: which scenes, of one, two, three, groups. start: a model of this recipe to go on from, with another
-    seed; its tokenizers and its size stay. batch: rows a step, see `Collate`. lr: of Muon. note: what the model card says
-    of this run. exam, seeds: it tells of so many held-out scenes of each kind, for so many seeds.
+    seed; its tokenizers and its size stay. batch: rows a step, see `Collate`. lr: of Muon. note: what the
+    model card says of this run. exam, seeds: it tells of so many held-out scenes of each kind and seed.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision}: wanted one of {', '.join(PRECISIONS)}")
