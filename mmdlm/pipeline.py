@@ -427,6 +427,7 @@ class Pipeline:
             depth=depth,
             num_heads=dim // 32,
             digits=codec.image_tokenizer.digits,
+            grid=codec.layout.grid,
         )
         return cls(
             transformer=Predictor(Transformer(config)),

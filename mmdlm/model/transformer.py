@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmdlm.canvas import Canvas
+from mmdlm.canvas import IMAGE, Canvas
 from mmdlm.model.attention import Kernel
 from mmdlm.model.layers import Attention, Block, RMSNorm, SwiGLU
 from mmdlm.model.mask import AttentionMask
@@ -43,6 +43,7 @@ class TransformerConfig:
     digits: tuple[int, ...] | None = (
         None  # image code = mixed-radix number of these digits, first digit fastest
     )
+    grid: tuple[int, int] | None = None  # learned vectors for so many rows and columns of an image, added
 
     def __post_init__(self) -> None:
         kv = self.kv_heads
@@ -102,6 +103,33 @@ class TokenTable(nn.Module):
         return total
 
 
+class GridTable(nn.Module):
+    """One vector per row and one per column of an image: where a position lies in its own image.
+
+    Rotary positions only tell how far apart two positions are, and holes are otherwise all alike.
+    """
+
+    def __init__(self, grid: tuple[int, int], dim: int) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.empty(grid[0], dim))
+        self.columns = nn.Parameter(torch.empty(grid[1], dim))
+
+    def forward(self, canvas: Canvas) -> Tensor:
+        """(B, L, dim), 0 outside images. Raises IndexError (on a CPU) for an image larger than the grid."""
+        if canvas.span is None:
+            raise ValueError(
+                "a grid tells the images of a row apart by their spans, this canvas has none"
+            )
+        inside = canvas.modality == IMAGE
+        span = torch.where(inside, canvas.span, -1)[..., None].expand_as(canvas.position) + 1
+        batch, length = canvas.shape
+        corner = canvas.position.new_full((batch, length + 1, 2), torch.iinfo(torch.long).max)
+        corner = corner.scatter_reduce(1, span, canvas.position, "amin")
+        place = torch.where(inside[..., None], canvas.position - corner.gather(1, span), 0)
+        x = F.embedding(place[..., 0], self.rows) + F.embedding(place[..., 1], self.columns)
+        return torch.where(inside[..., None], x, 0.0)
+
+
 class Transformer(nn.Module):
     """A bidirectional pre-norm transformer over the tokens of a canvas."""
 
@@ -112,6 +140,7 @@ class Transformer(nn.Module):
         self.kernel = kernel
         self.embedding = TokenTable(config)
         self.modality = nn.Parameter(torch.empty(3, config.dim)) if config.modality_embedding else None
+        self.places = None if config.grid is None else GridTable(config.grid, config.dim)
         self.blocks = nn.ModuleList(build_block(config) for _ in range(config.depth))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.head = None if config.tied else TokenTable(config)
@@ -127,6 +156,8 @@ class Transformer(nn.Module):
         x = F.embedding(ids, self.embedding.rows())
         if self.modality is not None:
             x = x + F.embedding(canvas.modality.long(), self.modality)
+        if self.places is not None:
+            x = x + self.places(canvas)
         if canvas.soft is not None:
             x = x + canvas.soft.to(x.dtype)
         mask = AttentionMask.of(canvas)
@@ -183,3 +214,6 @@ def initialise(network: Transformer, generator: torch.Generator | None = None) -
         block.mlp.down.weight.div_((2 * network.config.depth) ** 0.5)
     if network.modality is not None:
         network.modality.normal_(0.0, 0.02, generator=generator)
+    if network.places is not None:
+        network.places.rows.normal_(0.0, 0.02, generator=generator)
+        network.places.columns.normal_(0.0, 0.02, generator=generator)

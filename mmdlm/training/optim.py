@@ -125,15 +125,23 @@ class _Muon(torch.optim.AdamW):
 def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
     """(N, r, c) -> roughly the nearest semi-orthogonal matrices: singular values end between 0.7 and 1.2.
 
-    The quintic Newton-Schulz iteration of Muon (https://kellerjordan.github.io/posts/muon/).
+    The quintic Newton-Schulz iteration of Muon (https://kellerjordan.github.io/posts/muon/). Every step
+    multiplies by a polynomial in the Gram matrix of the short side, so only these small matrices, in float32,
+    are iterated and the product is applied once.
     """
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
-    x = x.float() if x.device.type == "cpu" else x.bfloat16()
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
-    for _ in range(iterations):
-        gram = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    x = x.float() if x.device.type == "cpu" else x.bfloat16()
+    gram = (x @ x.mT).float()
+    total = None
+    for number in range(iterations):
+        factor = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        factor.diagonal(dim1=1, dim2=2).add_(3.4445)
+        total = factor if total is None else factor @ total
+        if number + 1 < iterations:
+            gram = factor @ gram @ factor
+    x = x if total is None else total.to(x.dtype) @ x
     return x.mT if tall else x
 
 

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from types import FrameType
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mmdlm.diffusion.loss import LossOutput
 from mmdlm.io.atomic import atomic_write_json
 from mmdlm.io.config import describe
 from mmdlm.training.checkpoint import (
@@ -53,6 +55,7 @@ class Trainer(Generic[BatchT]):
         self.checkpoints = Checkpoints(run.folder / "checkpoints", keep=run.keep_checkpoints)
         self._peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
+        self._pool = None if run.threads == 1 else _pool(run.threads, self.device)
         self._window = Window()
         self._norm = torch.zeros((), device=self.device)
         self._bad = torch.full((), -1, device=self.device)  # number of the first update that was not finite
@@ -160,25 +163,44 @@ class Trainer(Generic[BatchT]):
 
     def _backward(self, batches: list[BatchT]) -> Tensor:
         """Adds the gradient of sum of weight * sum / count, counted over all of `batches`; gives the loss."""
-        run = self.run
         objectives = self._objectives(len(batches))
         totals = self._totals(objectives, batches)
         loss = torch.zeros((), device=self.device)
-        for index, (objective, batch) in enumerate(zip(objectives, batches, strict=True)):
-            with run.precision.context(self.device):
-                losses = objective(run.module, batch, generator(run.seed, self.step, index))
-            if unknown := run.weights.keys() - losses.sums.keys():
-                raise ValueError(
-                    f"weights for {sorted(unknown)}, but the objective names {sorted(losses.sums)}"
-                )
-            counts = losses.counts if totals is None else totals
-            # a modality without a token has sum 0 and count 0: it adds 0
-            shares = [run.weights.get(n, 1.0) * s / counts[n].clamp(min=1) for n, s in losses.sums.items()]
-            share = torch.stack(shares).sum()
-            share.backward()
-            loss = loss + share.detach()
-            self._window.add(losses)
+
+        def share(index: int) -> tuple[LossOutput, Tensor]:
+            return self._share(objectives[index], batches[index], index, totals)
+
+        def with_gradients(index: int) -> tuple[LossOutput, Tensor, tuple[Tensor | None, ...]]:
+            losses, part = share(index)
+            return losses, part.detach(), torch.autograd.grad(part, self._parameters, allow_unused=True)
+
+        if self._pool is None:
+            for index in range(len(batches)):
+                losses, part = share(index)
+                part.backward()
+                loss = loss + part.detach()
+                self._window.add(losses)
+        else:
+            for losses, part, gradients in self._pool.map(with_gradients, range(len(batches))):
+                for parameter, gradient in zip(self._parameters, gradients, strict=True):
+                    _add_gradient(parameter, gradient)
+                loss = loss + part
+                self._window.add(losses)
         return loss
+
+    def _share(
+        self, objective: Objective[BatchT], batch: BatchT, index: int, totals: dict[str, Tensor] | None
+    ) -> tuple[LossOutput, Tensor]:
+        """What micro-batch number `index` adds to the loss, with a graph."""
+        run = self.run
+        with run.precision.context(self.device):
+            losses = objective(run.module, batch, generator(run.seed, self.step, index))
+        if unknown := run.weights.keys() - losses.sums.keys():
+            raise ValueError(f"weights for {sorted(unknown)}, but the objective names {sorted(losses.sums)}")
+        counts = losses.counts if totals is None else totals
+        # a modality without a token has sum 0 and count 0: it adds 0
+        shares = [run.weights.get(n, 1.0) * s / counts[n].clamp(min=1) for n, s in losses.sums.items()]
+        return losses, torch.stack(shares).sum()
 
     def _objectives(self, count: int) -> list[Objective[BatchT]]:
         objective = self.run.objective
@@ -263,6 +285,19 @@ class Trainer(Generic[BatchT]):
                 barren = 0
                 yield batch
         raise ValueError("the run's batches gave none in a whole iteration, wanted at least one")
+
+
+def _pool(threads: int, device: torch.device) -> ThreadPoolExecutor:
+    """Threads that share the cores out."""
+    if device.type != "cpu":
+        raise ValueError(f"threads={threads} are for a CPU, the module lies on {device}")
+    cores = max(1, torch.get_num_threads() // threads)
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(cores,))
+
+
+def _add_gradient(parameter: nn.Parameter, gradient: Tensor | None) -> None:
+    if gradient is not None:
+        parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 
 @contextmanager

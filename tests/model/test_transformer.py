@@ -8,17 +8,18 @@ import json
 import pytest
 import torch
 
+from mmdlm.canvas import Canvas, Fill, Frame, Run
 from mmdlm.model import Transformer, TransformerConfig, initialise
-from mmdlm.model.transformer import TokenTable
+from mmdlm.model.transformer import GridTable, TokenTable
 
 SMALL = TransformerConfig(vocab_size=40, text=(0, 10), image=(15, 39), mask=39, dim=16, depth=2, num_heads=2)
 
 
 def test_config_is_plain_values() -> None:
-    config = dataclasses.replace(SMALL, digits=(2, 3, 4))
-    assert hash(config) == hash(dataclasses.replace(SMALL, digits=(2, 3, 4)))
+    config = dataclasses.replace(SMALL, digits=(2, 3, 4), grid=(2, 3))
+    assert hash(config) == hash(dataclasses.replace(SMALL, digits=(2, 3, 4), grid=(2, 3)))
     values = json.loads(json.dumps(dataclasses.asdict(config)))
-    for name in ("text", "image", "digits"):
+    for name in ("text", "image", "digits", "grid"):
         values[name] = tuple(values[name])
     assert TransformerConfig(**values) == config
 
@@ -99,3 +100,36 @@ def test_initialise_is_repeatable_and_leaves_the_global_stream_alone() -> None:
 def test_grouped_queries_shrink_the_projection() -> None:
     network = Transformer(dataclasses.replace(SMALL, num_heads=4, num_kv_heads=2))
     assert network.state_dict()["blocks.0.attention.qkv.weight"].shape == (4 * 4 + 2 * 2 * 4, 16)
+
+
+def two_images() -> Canvas:
+    """A row of a text of 2, an image of 2 x 3, a structure token and an image of 2 x 2; and 3 pads."""
+    runs = (Run(length=2), Run(grid=(2, 3), after=(12,)), Run(grid=(2, 2)))
+    fills = [Fill(torch.full((1, run.size), 15 if run.grid else 3)) for run in runs]
+    canvas = Frame(runs).canvas(fills, mask=39)
+    return canvas.pad_to(canvas.shape[1] + 3)
+
+
+def test_a_grid_adds_the_row_and_column_that_a_position_has_in_its_own_image() -> None:
+    table = GridTable((2, 3), 1)
+    with torch.no_grad():
+        table.rows.copy_(torch.tensor([[10.0], [20.0]]))
+        table.columns.copy_(torch.tensor([[1.0], [2.0], [3.0]]))
+    first, second = [11.0, 12, 13, 21, 22, 23], [11.0, 12, 21, 22]
+    assert table(two_images())[0, :, 0].tolist() == [0, 0, *first, 0, *second, 0, 0, 0]
+
+
+def test_a_grid_of_zeros_changes_nothing_and_one_too_small_is_an_error() -> None:
+    plain = Transformer(SMALL).double()
+    network = Transformer(dataclasses.replace(SMALL, grid=(2, 3))).double()
+    assert network.places is not None
+    missing = network.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    assert missing == ["places.rows", "places.columns"]
+    with torch.no_grad():
+        network.places.rows.zero_()
+        network.places.columns.zero_()
+    assert torch.equal(network.features(two_images()), plain.features(two_images()))
+    with pytest.raises(IndexError):
+        Transformer(dataclasses.replace(SMALL, grid=(2, 2))).features(two_images())
+    with pytest.raises(ValueError, match="spans"):
+        network.features(two_images().replace(span=None))

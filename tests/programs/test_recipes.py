@@ -32,7 +32,7 @@ def little(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_scenes_makes_its_model_from_nothing(program, tmp_path, little):
-    arguments = ("scenes", f"out={tmp_path}", "kinds=one,groups", "tokenizer_steps=2", "steps=2")
+    arguments = ("scenes", f"out={tmp_path}", "mixture=1,0,0,1", "tokenizer_steps=2", "steps=2")
     done = program(RUN, *arguments, *SMALL)
     assert done.status == 0, done.err
     pipe = Pipeline.from_pretrained(tmp_path / "model")

@@ -86,6 +86,17 @@ def test_orthogonalised_matrices_keep_their_directions_and_lose_their_scales():
             assert inside.diag().max() < 1.25
 
 
+@pytest.mark.parametrize("shape", [(5, 5), (5, 40), (40, 5)])
+def test_orthogonalising_is_the_newton_schulz_iteration(shape):
+    """Against the textbook form, which multiplies the whole matrix each time."""
+    given = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
+    x = given.double() / given.double().norm(dim=(1, 2), keepdim=True)
+    for _ in range(5):
+        inner = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * inner + 2.0315 * inner @ inner) @ x
+    torch.testing.assert_close(orthogonalise(given).double(), x, rtol=1e-3, atol=1e-3)
+
+
 def test_muon_moves_linear_layers_by_orthogonal_steps_and_the_rest_by_adamw():
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 6, bias=True), nn.LayerNorm(6), nn.Linear(6, 4, bias=False))

@@ -81,6 +81,40 @@ def test_micro_batches_change_nothing(kit, size, accumulate):
         torch.testing.assert_close(value, other, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("threads", [2, 4])
+def test_micro_batches_at_once_are_the_same_as_one_after_the_other(kit, threads):
+    weights, losses = [], []
+    before = torch.get_num_threads()
+    for name, at_once in (("apart", 1), ("together", threads), ("again", threads)):
+        run = kit.run(
+            name,
+            module=kit.network(torch.float64),
+            objective=kit.Columns(noise=0.5, above=0.5),
+            batches=kit.Rows(kit.table(dtype=torch.float64), 2),
+            steps=4,
+            accumulate=4,
+            threads=at_once,
+        )
+        Trainer(run).fit()
+        weights.append([weight.detach() for weight in run.module.parameters()])
+        losses.append([record["loss"] for record in records(run)])
+    assert torch.get_num_threads() == before
+    assert losses[1] == pytest.approx(losses[0], rel=1e-12)
+    assert losses[2] == losses[1]
+    for apart, together, again in zip(*weights, strict=True):
+        torch.testing.assert_close(apart, together, rtol=1e-10, atol=1e-12)
+        assert torch.equal(together, again)
+
+
+def test_an_error_of_one_thread_ends_the_run(kit):
+    class Broken(kit.Columns):
+        def __call__(self, module, batch, rng):
+            raise RuntimeError("a bad batch")
+
+    with pytest.raises(RuntimeError, match="a bad batch"):
+        Trainer(kit.run(objective=Broken(), accumulate=2, threads=2)).fit()
+
+
 def test_counts_are_asked_with_the_noise_of_the_forward_pass(kit):
     seen: list = []
 
@@ -106,6 +140,11 @@ def test_counts_are_asked_with_the_noise_of_the_forward_pass(kit):
     assert counts == calls
     assert len({tuple(map(int, entry[0].values())) for entry in counts}) > 1
     assert parts == [(0, 3), (1, 3), (2, 3)] * 2
+
+
+def test_threads_need_as_many_micro_batches(kit):
+    with pytest.raises(ValueError, match="threads=2 for accumulate=1"):
+        kit.run(threads=2)
 
 
 def test_several_micro_batches_need_an_objective_that_can_be_divided(kit):
@@ -232,6 +271,7 @@ def test_a_source_that_ends_is_iterated_anew_and_an_empty_one_is_refused(kit):
     [
         {"steps": 0},
         {"accumulate": 0},
+        {"threads": 0},
         {"log_every": 0},
         {"checkpoint_every": 0},
         {"clip": 0.0},

@@ -61,11 +61,13 @@ LAWS = Mixture(((0.25, Square()), (0.15, Diagonal()), (0.6, Edges(text=0.35, ima
 def recipe(
     *,
     out: Path = Path("runs/scenes"),
-    kinds: tuple[str, ...] = KINDS,
+    mixture: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
+    rows: tuple[int, int, int, int] = (3, 5, 4, 4),
     start: Path | None = None,
     tokenizer_steps: int = 4500,
     steps: int = 9000,
     batch: int = 32,
+    parts: int = 2,
     lr: float = 5e-3,
     emphasis: float = 4.0,
     dim: int = 128,
@@ -80,13 +82,16 @@ def recipe(
 ) -> Iterator[Run]:
     """Image tokenizer, then transformer; the finished model stands in OUT/model. Interrupted, it goes on.
 
-    kinds: which scenes, of one, two, three, groups. start: a model of this recipe to go on from, with another
-    seed; its tokenizers and its size stay. batch: rows a step, see `Collate`. lr: of Muon. note: what the
-    model card says of this run. exam, seeds: it tells of so many held-out scenes of each kind and seed.
+    mixture: weights of scenes of one, two, three objects and groups, 0 leaves a kind out. rows: shares of a
+    batch, see `Collate`. start: a model of this recipe to go on from, with another seed; its tokenizers and
+    size stay. batch: rows a step, worked on in `parts`, on a CPU at once. lr: of Muon. note: what the card
+    says of this run. exam, seeds: it tells of so many held-out scenes of each kind and seed.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision}: wanted one of {', '.join(PRECISIONS)}")
+    if precision not in PRECISIONS or batch % parts:
+        raise ValueError(f"{precision=} of {', '.join(PRECISIONS)}; {batch=} must be a multiple of {parts=}")
     place = find_device(device, option="device=")
+    source = Scenes(seed=seed, mixture=mixture)
+    kinds = tuple(kind for kind, weight in zip(KINDS, mixture, strict=True) if weight > 0)
     torch.manual_seed(seed)  # the first weights
     if start is None:
         image_tokenizer = Autoencoder(AutoencoderConfig(levels=LEVELS))
@@ -99,18 +104,19 @@ def recipe(
         if "history" not in pipe.training:
             raise ValueError(f"start={start}: no model of this recipe, it does not say how it was trained")
         history = pipe.training["history"]
-    layout, source = pipe.layout, world(kinds, seed=seed)
     pipe.transformer.to(place).train().requires_grad_(True)
-    held_out = Collate(pipe, world(kinds, seed=seed + 1, split=Split.HELD_OUT))
+    held_out = Collate(pipe, world(kinds, seed=seed + 1, split=Split.HELD_OUT), rows)
     yield Run(
         module=pipe.transformer,
-        objective=Masking(Absorbing(layout.vocab.mask), LAWS, ExactCount(), emphasis=Rare(emphasis)),
-        batches=Batches(int, batch, collate=Collate(pipe, source), prefetch=2),
+        objective=Masking(Absorbing(pipe.layout.vocab.mask), LAWS, ExactCount(), emphasis=Rare(emphasis)),
+        batches=Batches(int, batch // parts, collate=Collate(pipe, source, rows), prefetch=2),
         steps=steps,
         folder=out / "transformer",
         optimizer=Muon(lr=lr, weight_decay=0.05, rest=AdamW(lr=2e-3, weight_decay=0.05)),
-        learning_rate=WSD(warmup=100, decay=steps * 3 // 10, floor=0.01),
+        learning_rate=WSD(warmup=100, decay=steps * 7 // 10, floor=0.01),
         ema=Ema(decay=0.998),
+        accumulate=parts,
+        threads=parts if place.type == "cpu" else 1,
         weights={"text": 4.0, "image": 4.0},
         precision=PRECISIONS[precision],
         validation=Validation(every=500, batches=[held_out(list(range(256)), np.random.default_rng(seed))]),
@@ -164,14 +170,14 @@ class Rare:
 class Collate:
     """Numbers of scenes become rows.
 
-    Of sixteen, three ask a question; five have the picture given, so that captions are learnt apart; four
-    have the caption given and a hole in the picture, so that it is learnt what words look like; four are
-    whole pairs.
+    `rows` are the parts of four sorts: a question; the picture given, so that captions are learnt apart; the
+    caption given and a hole in the picture, so that it is learnt what words look like; whole pairs.
     """
 
-    def __init__(self, pipe: Pipeline, source: Scenes) -> None:
+    def __init__(self, pipe: Pipeline, source: Scenes, rows: tuple[int, int, int, int]) -> None:
         self.pipe = pipe
         self.source = source
+        self.ends = [sum(rows[: number + 1]) / sum(rows) for number in range(3)]
 
     def __call__(self, indices: list[int], rng: np.random.Generator) -> Canvas:
         """The canvas of these scenes."""
@@ -179,7 +185,7 @@ class Collate:
         scenes = [source.scene(index) for index in indices]
         codes = self.pipe.image_tokenizer.encode(pixels(np.stack([source.image(scene) for scene in scenes])))
         captions = [encode(source.caption(s, index)) for s, index in zip(scenes, indices, strict=True)]
-        ask, tell, draw = (round(len(scenes) * share / 16) for share in (3, 8, 12))
+        ask, tell, draw = (round(len(scenes) * end) for end in self.ends)
         asked = [source.question(s, index) for s, index in zip(scenes[:ask], indices[:ask], strict=True)]
         holes = np.stack([hole(scene, rng) for scene in scenes[tell:draw]])
         return Canvas.concat(
