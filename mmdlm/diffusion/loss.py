@@ -61,6 +61,30 @@ class ByModality:
 
 
 @dataclass(frozen=True)
+class Telling:
+    """An emphasis: a factor for what little tells most and is drowned by the rest.
+
+    `codes` is that of image positions whose code is not the commonest of its row (the background), `texts`
+    that of text positions with one of the `ids`; all others have 1.
+    """
+
+    codes: float = 1.0
+    texts: float = 1.0
+    ids: tuple[int, ...] = ()
+
+    def __call__(self, canvas: Canvas) -> Tensor:
+        """(B, L) float32."""
+        image = canvas.modality == IMAGE
+        apart = -1 - torch.arange(canvas.shape[1], device=canvas.device)  # elsewhere: ids of their own
+        commonest = torch.where(image, canvas.tokens, apart).mode(dim=1, keepdim=True).values
+        ids = torch.tensor(self.ids, device=canvas.device, dtype=canvas.tokens.dtype)
+        said = (canvas.modality == TEXT) & torch.isin(canvas.tokens, ids)
+        factor = torch.ones(canvas.shape, device=canvas.device)
+        factor = factor.masked_fill(image & (canvas.tokens != commonest), self.codes)
+        return factor.masked_fill(said, self.texts)
+
+
+@dataclass(frozen=True)
 class Masking:
     """The weighted cross-entropy of the masked positions.
 

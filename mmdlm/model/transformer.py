@@ -117,9 +117,7 @@ class GridTable(nn.Module):
     def forward(self, canvas: Canvas) -> Tensor:
         """(B, L, dim), 0 outside images. Raises IndexError (on a CPU) for an image larger than the grid."""
         if canvas.span is None:
-            raise ValueError(
-                "a grid tells the images of a row apart by their spans, this canvas has none"
-            )
+            raise ValueError("a grid tells the images of a row apart by their spans, this canvas has none")
         inside = canvas.modality == IMAGE
         span = torch.where(inside, canvas.span, -1)[..., None].expand_as(canvas.position) + 1
         batch, length = canvas.shape

@@ -28,6 +28,7 @@ from mmdlm.diffusion import (
     Selection,
     Square,
     Strata,
+    Telling,
 )
 
 ESTIMATORS = [ExactCount(), MaskGIT(), Bernoulli(Cosine())]
@@ -221,6 +222,21 @@ def test_an_emphasis_changes_the_loss_and_not_the_bound(pairs, table, mask_id) -
         assert second.bounds[name].item() == pytest.approx(first.bounds[name].item(), rel=1e-6)
         assert first.bounds[name].item() > 0
         assert second.counts[name] == first.counts[name]
+
+
+def test_telling_weighs_what_is_not_background_and_the_words_that_are_named(pairs) -> None:
+    canvas = pairs(2, 4, 4)
+    first = 100
+    image = torch.tensor([[7, 7, 8, 9], [8, 7, 8, 8]]) + first
+    canvas = canvas.replace(tokens=canvas.tokens.clone())
+    canvas.tokens[canvas.span == 1] = image.flatten()
+    canvas.tokens[canvas.span == 0] = torch.tensor([1, 2, 0, 2, 2, 1, 2, 0])
+    factor = Telling(codes=4.0, texts=3.0, ids=(0, 1))(canvas)
+    assert factor[canvas.span == 1].tolist() == [1, 1, 4, 4, 1, 4, 1, 1]
+    assert factor[canvas.span == 0].tolist() == [3, 1, 3, 1, 1, 3, 1, 3]
+    assert (factor[canvas.span < 0] == 1).all()
+    plain = Telling(codes=4.0)(canvas)
+    assert (plain[canvas.span == 0] == 1).all()
 
 
 def test_weights_and_losses_survive_low_precision(pairs, mask_id, rng) -> None:
