@@ -84,6 +84,10 @@ class ImageFolder(Indexed[Sample]):
         for row in self._rows:
             yield from row.texts
 
+    def texts_of(self, index: int) -> tuple[str, ...]:
+        """The texts of metadata row `index`, without opening its picture."""
+        return self._rows[self._at(index)].texts
+
 
 class Pieces(Protocol):
     """How a text file becomes items."""

@@ -42,6 +42,7 @@ def test_samples_hold_picture_texts_and_the_rest(tmp_path):
     assert source[-1].name == "6.png"
     assert [s.name for s in source] == [f"{n}.png" for n in range(7)]
     assert list(source.texts()) == [f"number {n}" for n in range(7)]
+    assert source.texts_of(3) == ("number 3",)
     with pytest.raises(IndexError):
         source[7]
 

@@ -70,6 +70,20 @@ def test_pairs_makes_a_model_of_a_folder_and_leaves_out_what_cannot_be_read(prog
     assert "red with a bar\t" in told
 
 
+def test_pairs_takes_the_rows_that_are_wanted_evenly_and_reports_on_them(program, tmp_path, imagefolder):
+    arguments = (f"data={imagefolder}", f"out={tmp_path / 'mine'}", "size=16", "text_vocabulary=280")
+    arguments += ("rows=3", "without=red", "tokenizer_steps=2", "steps=2", *SMALL)
+    done = program(RUN, "pairs", *arguments)
+    assert done.status == 0, done.err
+    card = (tmp_path / "mine/model/README.md").read_text()
+    assert "on 3 pairs" in card
+    assert "measured on the training pairs" in card
+    assert "measured on the training pairs" in done.out
+    told = (tmp_path / "mine/transformer/captions-000002.txt").read_text("utf-8")
+    texts = [line.split("\t")[0] for line in told.splitlines()]
+    assert texts == ["lime with a bar", "white with a bar", "white with a bar"]
+
+
 def test_pairs_needs_a_picture_that_can_be_read(program, tmp_path, imagefolder):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a"}\n')
@@ -92,11 +106,19 @@ def test_an_argument_that_a_recipe_does_not_take_prints_what_it_takes(program, n
 
 
 @pytest.mark.parametrize("name", ["scenes", "pairs"])
-def test_a_choice_that_is_none_is_refused(program, tmp_path, name, imagefolder):
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (("precision=float7",), "precision=float7: wanted one of float32, bfloat16"),
+        (("batch=9", "parts=2"), "batch=9: wanted a multiple of parts=2"),
+        (("parts=0",), "wanted a multiple of parts=0"),
+    ],
+)
+def test_a_choice_that_is_none_is_refused(program, tmp_path, name, choice, message, imagefolder):
     more = (f"data={imagefolder}",) if name == "pairs" else ()
-    done = program(RUN, name, f"out={tmp_path / 'x'}", "precision=float7", *more)
+    done = program(RUN, name, f"out={tmp_path / 'x'}", *choice, *more)
     assert (done.status, len(done.err.splitlines())) == (2, 1)
-    assert "precision=float7: wanted one of float32, bfloat16" in done.err
+    assert message in done.err
 
 
 # codes once and for all

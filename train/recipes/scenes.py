@@ -88,8 +88,10 @@ def recipe(
     size stay. batch: rows a step, worked on in `parts`, on a CPU at once. lr: of Muon. note: what the card
     says of this run. exam, seeds: it tells of so many held-out scenes of each kind and seed.
     """
-    if precision not in PRECISIONS or batch % parts:
-        raise ValueError(f"{precision=} of {', '.join(PRECISIONS)}; {batch=} must be a multiple of {parts=}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision}: wanted one of {', '.join(PRECISIONS)}")
+    if parts < 1 or batch < 1 or batch % parts:
+        raise ValueError(f"batch={batch}: wanted a multiple of parts={parts}")
     place = find_device(device, option="device=")
     source = Scenes(seed=seed, mixture=mixture)
     kinds = tuple(kind for kind, weight in zip(KINDS, mixture, strict=True) if weight > 0)
