@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdlm.data import agree, read_caption
-from mmdlm.diffusion import Cosine, Linear
+from mmdlm.diffusion import Cosine, Linear, Polynomial
 from mmdlm.evaluate import KINDS, Exam, Question, Rate, read_pictures
 from mmdlm.io import atomic_write_json
 from mmdlm.output import Output
@@ -47,12 +47,11 @@ POLICIES: dict[str, Policy] = {
     "surest first, cosine, T 0": Confidence(schedule=Cosine(), temperature=0.0),
     "surest first, cosine, T 0.3": Confidence(schedule=Cosine(), temperature=0.3),
     "surest first, cosine, T 0.6": Confidence(schedule=Cosine(), temperature=0.6),
-    "surest first, cosine, T 1": Confidence(schedule=Cosine(), temperature=1.0),
-    "surest first, linear, T 0": Confidence(schedule=Linear(), temperature=0.0),
+    "surest first, quadratic, T 0.3": Confidence(schedule=Polynomial(2.0), temperature=0.3),
     "surest first, linear, T 0.3": Confidence(schedule=Linear(), temperature=0.3),
+    "random order, linear, T 0": Confidence(schedule=Linear(), temperature=0.0, order=Random()),
     "random order, linear, T 0.3": Confidence(schedule=Linear(), temperature=0.3, order=Random()),
     "left to right, linear, T 0.3": Confidence(schedule=Linear(), temperature=0.3, order=LeftToRight()),
-    "ancestral, linear, T 0.3": Ancestral(schedule=Linear(), temperature=0.3),
     "ancestral, linear, T 1": Ancestral(schedule=Linear(), temperature=1.0),
 }
 ORDERS = ("both at once", "text first", "image first")

@@ -56,7 +56,9 @@ WINDOWS = 16  # scenes an update of the tokenizer, in four paints each
 DIRECTIONS = ("left", "right", "above", "below")  # one word of a caption on which most of a picture hangs
 EXAMINED = ("text_to_image", "caption")  # on the way
 EXAM_SEED = 1000  # scenes that no setting was chosen on
-LAWS = Mixture(((0.2, Square()), (0.1, Diagonal()), (0.7, Edges(text=0.15, image=0.85, hide=0.1))))
+GIVEN = Edges(text=0.1, image=0.9, hide=0.05)  # one modality given
+ALONE = Edges(text=1.0, image=0.0, hide=1.0)  # a caption of nothing: how a joint sample begins
+LAWS = Mixture(((0.2, Square()), (0.1, Diagonal()), (0.62, GIVEN), (0.08, ALONE)))
 
 
 def recipe(
