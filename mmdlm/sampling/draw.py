@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 T = TypeVar("T")
@@ -19,7 +20,8 @@ _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
 _SECOND = 0x94D049BB133111EB - (1 << 64)
 
-_CHUNK = 1 << 23  # logits that are worked on in float64 at a time
+_CHUNK = 1 << 23  # logits that are worked on at a time
+_BLOCK = 64  # columns whose probabilities are summed in the logits' own precision, or float32
 
 
 def uniform(seed: Tensor, sample: Tensor, step: Tensor, position: Tensor, kind: int) -> Tensor:
@@ -64,7 +66,7 @@ def draw(
     The law is softmax(logits / temperature), cut to the `top_k` most probable columns and then to the
     smallest set of the most probable ones that holds `top_p` of what is left; among equals the lower column
     comes first. Temperature 0 is the most probable column. Each setting is one number or (M,) of them.
-    Probabilities are summed in float64 whatever the logits' precision; a column of -inf is never drawn.
+    Probabilities are float32 or better, blocks of them summed in float64; a column of -inf is never drawn.
     """
     size = max(1, _CHUNK // max(1, logits.shape[1]))
     pieces = []
@@ -94,31 +96,48 @@ def _draw_chunk(
     top_p: float | Tensor | None,
 ) -> Draws:
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    best = logits.argmax(dim=1)  # of equal maxima the first
-    shifted = logits - logits.gather(1, best.unsqueeze(1))
+    shifted = logits - logits.amax(dim=1, keepdim=True)
     norm = shifted.exp().sum(dim=1).log()
     if isinstance(temperature, Tensor):
         warm = temperature > 0
         scale = torch.where(warm, temperature, 1.0).unsqueeze(1).to(shifted.dtype)
-        tokens = torch.where(warm, _invert(shifted / scale, u, top_k, top_p), best)
+        tokens = torch.where(warm, _invert(shifted / scale, u, top_k, top_p), logits.argmax(dim=1))
     elif temperature > 0:
-        tokens = _invert(shifted / temperature, u, top_k, top_p)
+        scaled = shifted if temperature == 1 else shifted / temperature
+        tokens = _invert(scaled, u, top_k, top_p)
     else:
-        tokens = best
+        tokens = logits.argmax(dim=1)  # of equal maxima the first
     logp = shifted.gather(1, tokens.unsqueeze(1)).squeeze(1) - norm
     return Draws(tokens, logp.float(), (-norm).float())
 
 
 def _invert(scaled: Tensor, u: Tensor, top_k: int | Tensor | None, top_p: float | Tensor | None) -> Tensor:
-    """(M,) long: the first column at which the distribution function exceeds u."""
+    """(M,) long: the first column at which the distribution function exceeds u.
+
+    First the block of columns, then the column in it, so that float64 sums run over few numbers.
+    """
     mass = scaled.exp()
     if top_k is not None or top_p is not None:
         mass = _truncate(scaled, mass, top_k, top_p)
-    summed = mass.cumsum(dim=1, dtype=torch.float64)
+    spare = -mass.shape[1] % _BLOCK
+    blocks = (F.pad(mass, (0, spare)) if spare else mass).unflatten(1, (-1, _BLOCK))
+    sums = blocks.sum(dim=2).double()
+    block, rest = _find(sums, u.double().unsqueeze(1) * sums.sum(dim=1, keepdim=True))
+    inside = blocks.gather(1, block.unsqueeze(2).expand(-1, 1, _BLOCK)).squeeze(1).double()
+    column, _ = _find(inside, rest)
+    return (block * _BLOCK + column).squeeze(1)
+
+
+def _find(mass: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The first column at which the sum of `mass` (M, n) exceeds `target` (M, 1), and what is left of it.
+
+    Rounding may put the target outside the sums; a column without mass is never found.
+    """
+    summed = mass.cumsum(dim=1)
     total = summed[:, -1:]
-    # strictly below the total, so that a column with mass is always found
-    target = torch.minimum(u.double().unsqueeze(1) * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(summed, target, right=True).squeeze(1)
+    target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total))).clamp(min=0)
+    column = torch.searchsorted(summed, target, right=True)
+    return column, target - (summed.gather(1, column) - mass.gather(1, column))
 
 
 def _truncate(
