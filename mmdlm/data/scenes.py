@@ -122,6 +122,19 @@ class Scenes:
                     return (a, b), (c, d)
             scene = self.scene(int(rng.integers(2**62)))
 
+    def window(self, index: int, rng: np.random.Generator, *, side: int = 32) -> np.ndarray:
+        """What is around one object of the scene at `index` in its four paints: (4, side, side, 3) uint8.
+
+        In the order of `repainted`; `rng` picks object and place, a multiple of 8 pixels.
+        """
+        paints = [scene for row in self.repainted(index) for scene in row]
+        top, left, bottom, right = paints[0].box(int(rng.integers(len(paints[0].objects))))
+        row, column = (
+            8 * int(rng.integers(max(0, -(-(end - side) // 8)), min(SIDE - side, start) // 8 + 1))
+            for start, end in ((top, bottom), (left, right))
+        )
+        return np.stack([self.image(scene)[row : row + side, column : column + side] for scene in paints])
+
     def _kinds(self) -> tuple[QuestionKind, ...]:
         """All kinds, but not "how many objects" where the answer never changes."""
         if any(self.mixture[1:]):

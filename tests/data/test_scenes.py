@@ -204,6 +204,29 @@ def test_refuses_what_is_no_law(law: dict, message: str) -> None:
         Scenes().scene(-1)
 
 
+def test_a_window_shows_one_object_whole_in_every_paint() -> None:
+    source, rng = Scenes(seed=4), np.random.default_rng(0)
+    for index in range(40):
+        paints = [scene for row in source.repainted(index) for scene in row]
+        found = source.window(index, rng)
+        assert found.shape == (4, 32, 32, 3)
+        places = [
+            (row, column)
+            for row in range(0, 33, 8)
+            for column in range(0, 33, 8)
+            if all(
+                (source.image(scene)[row : row + 32, column : column + 32] == window).all()
+                for scene, window in zip(paints, found, strict=True)
+            )
+        ]
+        boxes = [paints[0].box(number) for number in range(len(paints[0].objects))]
+        assert any(
+            row <= box[0] and column <= box[1] and box[2] <= row + 32 and box[3] <= column + 32
+            for row, column in places
+            for box in boxes
+        )
+
+
 def test_repainted_scenes_differ_in_paint_alone() -> None:
     source = Scenes(seed=4)
     for index in range(60):

@@ -33,13 +33,14 @@ def little(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_scenes_makes_its_model_from_nothing(program, tmp_path, little):
     arguments = ("scenes", f"out={tmp_path}", "mixture=1,0,0,1", "tokenizer_steps=2", "steps=2")
+    arguments += ("decoder_steps=2",)
     done = program(RUN, *arguments, *SMALL)
     assert done.status == 0, done.err
     pipe = Pipeline.from_pretrained(tmp_path / "model")
     card = (tmp_path / "model" / "README.md").read_text()
     assert f"{pipe.transformer.num_parameters():,} parameters" in card
     assert "8 held-out scenes of each kind" in card  # what `little` leaves of any exam
-    assert [entry["updates"] for entry in pipe.training["history"]] == [2, 2]
+    assert [entry["updates"] for entry in pipe.training["history"]] == [2, 2, 2]
     assert pipe.training["mixture"] == [1.0, 0.0, 0.0, 1.0]
     assert json.loads((tmp_path / "scores.json").read_text())["exam"]["model"] == pipe.fingerprint
     assert pipe.layout.grid == (8, 8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,7 @@ from mmdlm.training import (
     Float32,
     Moment,
     Muon,
+    Reconstruction,
     Run,
     Validation,
     WarmupCosine,
@@ -68,6 +70,7 @@ def recipe(
     rows: tuple[int, int, int, int] = (3, 5, 4, 4),
     start: Path | None = None,
     tokenizer_steps: int = 4500,
+    decoder_steps: int = 400,
     steps: int = 9000,
     batch: int = 32,
     parts: int = 2,
@@ -98,10 +101,10 @@ def recipe(
     source = Scenes(seed=seed, mixture=mixture)
     kinds = tuple(kind for kind, weight in zip(KINDS, mixture, strict=True) if weight > 0)
     torch.manual_seed(seed)  # the first weights
+    painted = world(KINDS, seed=seed)
     if start is None:
         image_tokenizer = Autoencoder(AutoencoderConfig(levels=LEVELS))
-        painted = world(KINDS, seed=seed)
-        yield tokenizer_run(image_tokenizer, painted, out / "image_tokenizer", tokenizer_steps, progress)
+        yield image_run(image_tokenizer, painted, out / "image_tokenizer", tokenizer_steps, progress)
         pipe = untrained(image_tokenizer, kinds, dim=dim, depth=depth)
         history = [stage(out / "image_tokenizer", "image tokenizer", 4 * WINDOWS)]
     else:
@@ -109,6 +112,11 @@ def recipe(
         if "history" not in pipe.training:
             raise ValueError(f"start={start}: no model of this recipe, it does not say how it was trained")
         history = pipe.training["history"]
+    if decoder_steps:
+        tokenizer = pipe.image_tokenizer
+        assert isinstance(tokenizer, Autoencoder)
+        yield image_run(tokenizer, painted, out / "image_decoder", decoder_steps, progress, finish=True)
+        history = [*history, stage(out / "image_decoder", "image decoder", WINDOWS)]
     where = tuple(pipe.text_tokenizer.encode(word)[0] for word in DIRECTIONS)
     telling = Telling(codes=emphasis, texts=emphasis, ids=where)
     pipe.transformer.to(place).train().requires_grad_(True)
@@ -210,15 +218,23 @@ class Examine:
         sheet(made["text_to_image"].images).save(moment.folder / f"samples-{moment.step:06d}.png")
 
 
-def tokenizer_run(module: Autoencoder, source: Scenes, folder: Path, steps: int, progress: bool) -> Run:
-    """The first stage: windows around objects, each in two paints on two backgrounds."""
+def image_run(
+    module: Autoencoder, source: Scenes, folder: Path, steps: int, progress: bool, *, finish: bool = False
+) -> Run:
+    """Windows around objects, each in two paints on two backgrounds; to finish, whole pictures.
+
+    Finishing leaves the codes what they are: only the decoder learns, now also what is far from any object.
+    """
+    for name, weight in module.named_parameters():
+        weight.requires_grad_(not finish or name.startswith("decoder."))
+    lr = 1e-3 if finish else 4e-3
     return Run(
         module=module,
-        objective=Exchange(factors=FACTORS),
-        batches=Batches(int, WINDOWS, collate=lambda indices, rng: windows(source, indices, rng), prefetch=2),
+        objective=Reconstruction() if finish else Exchange(factors=FACTORS),
+        batches=Batches(int, WINDOWS, collate=partial(whole if finish else windows, source), prefetch=2),
         steps=steps,
         folder=folder,
-        optimizer=Muon(lr=4e-3, weight_decay=0.01, rest=AdamW(lr=4e-3, weight_decay=0.01)),
+        optimizer=Muon(lr=lr, weight_decay=0.01, rest=AdamW(lr=lr, weight_decay=0.01)),
         learning_rate=WarmupCosine(warmup=50, floor=0.002),
         ema=None,
         checkpoint_every=500,
@@ -226,32 +242,23 @@ def tokenizer_run(module: Autoencoder, source: Scenes, folder: Path, steps: int,
     )
 
 
+def whole(source: Scenes, indices: list[int], rng: np.random.Generator) -> Tensor:
+    """(B, 3, 64, 64)."""
+    return pixels(source.images(indices))
+
+
 def windows(source: Scenes, indices: list[int], rng: np.random.Generator) -> Tensor:
     """(B, 2, 2, 3, 32, 32): what is around one object of each scene, by background and by colours."""
-    crops = []
-    for index in indices:
-        paints = [scene for row in source.repainted(index) for scene in row]
-        top, left, bottom, right = paints[0].box(int(rng.integers(len(paints[0].objects))))
-        row, column = (
-            8 * int(rng.integers(max(0, -(-(end - 32) // 8)), min(32, start) // 8 + 1))
-            for start, end in ((top, bottom), (left, right))
-        )
-        crops += [source.image(scene)[row : row + 32, column : column + 32] for scene in paints]
-    return pixels(np.stack(crops)).unflatten(0, (-1, 2, 2))
+    return pixels(np.concatenate([source.window(index, rng) for index in indices])).unflatten(0, (-1, 2, 2))
 
 
 def layout_of(text: BytePairTokenizer, image: Autoencoder, source: Scenes) -> Layout:
     """Rows with room for the longest of 4000 sentences; pairs and questions of one length, none padded."""
-    count, room = 4000, {"caption": 0, "question": 0, "answer": 0}
-    for index in range(count):
+    room = {"caption": 0, "question": 0, "answer": 0}
+    for index in range(4000):
         scene = source.scene(index)
-        question, answer = source.question(scene, index)
-        for name, said in (
-            ("caption", source.caption(scene, index)),
-            ("question", question),
-            ("answer", answer),
-        ):
-            room[name] = max(room[name], len(text.encode(said)) + 1)
+        said = source.caption(scene, index), *source.question(scene, index)
+        room = {name: max(room[name], len(text.encode(s)) + 1) for name, s in zip(room, said, strict=True)}
     spare = room["caption"] - room["question"] - room["answer"] - 1
     room["question"] += max(spare, 0)
     room["caption"] += max(-spare, 0)
@@ -261,8 +268,6 @@ def layout_of(text: BytePairTokenizer, image: Autoencoder, source: Scenes) -> La
 
 def default_settings() -> dict[str, Settings]:
     """How the model is sampled unless the caller says otherwise."""
-    # on 64 held-out prompts of seed 2000, 16 of each kind: 30 % exact with a cosine, 41 % where many certain
-    # codes go first; captions: 50 % surest first (which ends them too soon), 62 % in random order
     drawing = Settings(steps=40, policy=Confidence(schedule=Polynomial(2.0), temperature=0.3))
     writing = Settings(steps=22, policy=Confidence(schedule=Linear(), temperature=0.0, order=Random()))
     both = Confidence(
