@@ -140,8 +140,7 @@ def recipe(
         seed=seed,
         progress=progress,
     )
-    told = {"note": note} if note else {}
-    history = [*history, stage(out / "transformer", "transformer", batch) | told]
+    history = [*history, stage(out / "transformer", "transformer", batch) | ({"note": note} if note else {})]
     pipe.training = {"mixture": list(source.mixture), "history": history}
     exams = [Exam(kinds=kinds, num=exam, seed=EXAM_SEED + number) for number in range(seeds)]
     scores = whole_exam(pipe, exams, mixture=source.mixture, unseen=min(exam, 200), progress=progress)
