@@ -150,18 +150,21 @@ class Scenes:
 
 
 def hole(scene: Scene, rng: np.random.Generator, *, side: int = 8) -> np.ndarray:
-    """What to draw anew: the boxes of some of the objects, or a rectangle that touches one, equally often.
+    """What to draw anew: boxes of some objects, all but those of some, or a rectangle that touches one.
 
-    (64 / side, 64 / side) bool, a cell for `side` pixels; `side` divides the scene's step.
+    The second leaves to be found out where the other objects go, and whether there are any. Each is a third
+    of the draws. (64 / side, 64 / side) bool, a cell for `side` pixels; `side` divides the scene's step.
     """
     cells = SIDE // side
     owner = np.full((cells, cells), -1)
     for number in range(len(scene.objects)):
         top, left, bottom, right = (end // side for end in scene.box(number))
         owner[top:bottom, left:right] = number
-    if rng.random() < 0.5:
-        count = int(rng.integers(1, len(scene.objects) + 1))
-        return np.isin(owner, rng.permutation(len(scene.objects))[:count])
+    kind, order = int(rng.integers(3)), rng.permutation(len(scene.objects))
+    if kind == 0:
+        return np.isin(owner, order[: int(rng.integers(1, len(order) + 1))])
+    if kind == 1:
+        return ~np.isin(owner, order[: int(rng.integers(len(order)))])
     while True:
         height, width = rng.integers(2, cells + 1, size=2)
         row, column = rng.integers(0, cells + 1 - height), rng.integers(0, cells + 1 - width)

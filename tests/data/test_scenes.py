@@ -243,23 +243,29 @@ def test_repainted_scenes_differ_in_paint_alone() -> None:
     assert grounds == set(BACKGROUNDS)
 
 
-def test_holes_are_boxes_of_objects_or_rectangles_that_touch_one() -> None:
+def test_holes_are_boxes_of_objects_or_all_but_those_or_rectangles_that_touch_one() -> None:
     source, rng = Scenes(seed=5), np.random.default_rng(0)
-    boxes = 0
+    boxes = rests = kept = 0
     for index in range(300):
         scene = source.scene(index)
         inside = hole(scene, rng)
         assert inside.shape == (8, 8)
         objects = np.zeros((8, 8), dtype=int)
-        whole = []
+        whole, gone = [], []
         for number in range(len(scene.objects)):
             top, left, bottom, right = (end // 8 for end in scene.box(number))
             objects[top:bottom, left:right] = 1
             whole.append(inside[top:bottom, left:right].all())
+            gone.append(not inside[top:bottom, left:right].any())
         assert (inside & (objects == 1)).any()
         rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
         rectangle = inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
         only_objects = not (inside & (objects == 0)).any() and any(whole)
-        assert rectangle or only_objects
+        rest = inside[objects == 0].all() and all(a or b for a, b in zip(whole, gone, strict=True))
+        assert rectangle or only_objects or rest
         boxes += only_objects
-    assert 130 < boxes < 200
+        rests += rest
+        kept += rest and any(gone)
+    assert 80 < boxes < 130
+    assert 80 < rests < 130
+    assert 30 < kept < 80

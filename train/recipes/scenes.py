@@ -20,6 +20,7 @@ from mmdlm.diffusion import (
     Diagonal,
     Edges,
     Linear,
+    MaskGIT,
     Masking,
     Mixture,
     Polynomial,
@@ -56,18 +57,17 @@ LEVELS = (4, 4, 4, 8, 8)  # of a code's digits
 FACTORS = (0, 1, 1, 2, 2)  # what each digit means: background, colour, form
 WINDOWS = 16  # scenes an update of the tokenizer, in four paints each
 DIRECTIONS = ("left", "right", "above", "below")  # one word of a caption on which most of a picture hangs
-EXAMINED = ("text_to_image", "caption")  # on the way
 EXAM_SEED = 1000  # scenes that no setting was chosen on
-GIVEN = Edges(text=0.1, image=0.9, hide=0.05)  # one modality given
+GIVEN = Edges(text=0.1, image=0.9, hide=0.05)
 ALONE = Edges(text=1.0, image=0.0, hide=1.0)  # a caption of nothing: how a joint sample begins
-LAWS = Mixture(((0.2, Square()), (0.1, Diagonal()), (0.62, GIVEN), (0.08, ALONE)))
+LAWS = Mixture(((0.2, Square()), (0.1, Diagonal()), (0.62, GIVEN), (0.08, ALONE)))  # of noise levels
 
 
 def recipe(
     *,
     out: Path = Path("runs/scenes"),
-    mixture: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
-    rows: tuple[int, int, int, int] = (3, 5, 4, 4),
+    mixture: tuple[float, float, float, float] = (1.0, 3.0, 3.0, 1.5),
+    rows: tuple[int, int, int, int] = (2, 4, 5, 5),
     start: Path | None = None,
     tokenizer_steps: int = 4500,
     decoder_steps: int = 400,
@@ -123,7 +123,7 @@ def recipe(
     held_out = Collate(pipe, world(kinds, seed=seed + 1, split=Split.HELD_OUT), rows)
     yield Run(
         module=pipe.transformer,
-        objective=Masking(Absorbing(pipe.layout.vocab.mask), LAWS, emphasis=telling),
+        objective=Masking(Absorbing(pipe.layout.vocab.mask), LAWS, MaskGIT(), emphasis=telling),
         batches=Batches(int, batch // parts, collate=Collate(pipe, source, rows), prefetch=2),
         steps=steps,
         folder=out / "transformer",
@@ -207,7 +207,8 @@ class Examine:
         self.questions = Exam(kinds=kinds, num=64 // len(kinds), seed=1).questions()
 
     def __call__(self, moment: Moment) -> None:
-        made = {name: TASKS[name].ask(self.pipe, self.questions, 0, False) for name in EXAMINED}
+        asked = ("text_to_image", "caption")
+        made = {name: TASKS[name].ask(self.pipe, self.questions, 0, False) for name in asked}
         right = {name: TASKS[name].mark(self.questions, output) for name, output in made.items()}
         kinds = [q.kind for q in self.questions]
         scores = {task: summary("exact", marks, kinds)["by_kind"] for task, marks in right.items()}
@@ -220,10 +221,7 @@ class Examine:
 def image_run(
     module: Autoencoder, source: Scenes, folder: Path, steps: int, progress: bool, *, finish: bool = False
 ) -> Run:
-    """Windows around objects, each in two paints on two backgrounds; to finish, whole pictures.
-
-    Finishing leaves the codes what they are: only the decoder learns, now also what is far from any object.
-    """
+    """Windows around objects in four paints; to finish, whole pictures for the decoder alone, codes stay."""
     for name, weight in module.named_parameters():
         weight.requires_grad_(not finish or name.startswith("decoder."))
     lr = 1e-3 if finish else 4e-3
