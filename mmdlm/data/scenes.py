@@ -27,7 +27,7 @@ from mmdlm.data.scene import (
     Relation,
     Scene,
 )
-from mmdlm.data.scene_language import caption
+from mmdlm.data.scene_language import caption, read_caption
 from mmdlm.data.scene_picture import draw, draw_batch
 from mmdlm.data.scene_questions import EVERY_KIND, QuestionKind, ask, how_many_objects
 
@@ -149,11 +149,13 @@ class Scenes:
         return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, purpose], np.uint64)))
 
 
-def hole(scene: Scene, rng: np.random.Generator, *, side: int = 8) -> np.ndarray:
+def hole(scene: Scene, said: str, rng: np.random.Generator, *, side: int = 8) -> np.ndarray:
     """What to draw anew: boxes of some objects, all but those of some, or a rectangle that touches one.
 
-    The second leaves to be found out where the other objects go, and whether there are any. Each is a third
-    of the draws. (64 / side, 64 / side) bool, a cell for `side` pixels; `side` divides the scene's step.
+    The second leaves to be found out where the other objects go, and whether there are any; what it keeps is
+    what the caption `said` names first, so that a direction alone tells where to look, which is learnt long
+    before whose direction it is. Each is a third of the draws. (64 / side, 64 / side) bool, a cell for
+    `side` pixels; `side` divides the scene's step.
     """
     cells = SIDE // side
     owner = np.full((cells, cells), -1)
@@ -164,6 +166,10 @@ def hole(scene: Scene, rng: np.random.Generator, *, side: int = 8) -> np.ndarray
     if kind == 0:
         return np.isin(owner, order[: int(rng.integers(1, len(order) + 1))])
     if kind == 1:
+        told = read_caption(said)
+        if told is not None and not scene.is_group:
+            looks = [thing.look for thing in scene.objects]
+            order = np.array([looks.index(look) for look in told.looks])
         return ~np.isin(owner, order[: int(rng.integers(len(order)))])
     while True:
         height, width = rng.integers(2, cells + 1, size=2)

@@ -5,7 +5,7 @@ from mmdlm.diffusion.estimator import Bernoulli, Estimator, ExactCount, MaskGIT,
 from mmdlm.diffusion.loss import ByModality, LossOutput, Masking, Objective, Telling
 from mmdlm.diffusion.process import Absorbing
 from mmdlm.diffusion.schedule import Cosine, Linear, LogLinear, Polynomial, Schedule
-from mmdlm.diffusion.times import Diagonal, Draw, Edges, Mixture, Square, Strata, Times
+from mmdlm.diffusion.times import Diagonal, Draw, Edges, Mixture, Raised, Square, Strata, Times
 
 __all__ = [
     "Absorbing",
@@ -26,6 +26,7 @@ __all__ = [
     "Mixture",
     "Objective",
     "Polynomial",
+    "Raised",
     "Schedule",
     "Selection",
     "Square",

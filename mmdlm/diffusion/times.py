@@ -169,6 +169,26 @@ class Edges:
 
 
 @dataclass(frozen=True)
+class Raised:
+    """Another law with its levels squeezed into (floor, 1]: what is decided first is seen more often.
+
+    The mean over these levels is no bound on a likelihood.
+    """
+
+    times: Times
+    floor: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.floor < 1:
+            raise ValueError(f"floor must be in [0, 1), got {self.floor}")
+
+    def draw(self, canvas: Canvas, rng: torch.Generator, strata: Strata = WHOLE) -> Draw:
+        drawn = self.times.draw(canvas, rng, strata)
+        raised = self.floor + (1 - self.floor) * drawn.level
+        return replace(drawn, level=torch.where(drawn.group >= 0, raised, drawn.level))
+
+
+@dataclass(frozen=True)
 class Mixture:
     """Every document follows one of several laws: pairs (weight, law), drawn in proportion to the weights."""
 

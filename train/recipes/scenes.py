@@ -24,6 +24,7 @@ from mmdlm.diffusion import (
     Masking,
     Mixture,
     Polynomial,
+    Raised,
     Schedule,
     Square,
     Telling,
@@ -60,7 +61,8 @@ DIRECTIONS = ("left", "right", "above", "below")  # one word of a caption on whi
 EXAM_SEED = 1000  # scenes that no setting was chosen on
 GIVEN = Edges(text=0.1, image=0.9, hide=0.05)
 ALONE = Edges(text=1.0, image=0.0, hide=1.0)  # a caption of nothing: how a joint sample begins
-LAWS = Mixture(((0.2, Square()), (0.1, Diagonal()), (0.62, GIVEN), (0.08, ALONE)))  # of noise levels
+PLACED = Raised(Edges(text=0.0, image=1.0, hide=0.0), floor=0.8)  # where things go is decided first
+LAWS = Mixture(((0.15, Square()), (0.05, Diagonal()), (0.32, GIVEN), (0.4, PLACED), (0.08, ALONE)))
 
 
 def recipe(
@@ -185,10 +187,11 @@ class Collate:
         encode, layout, source = self.pipe.text_tokenizer.encode, self.pipe.layout, self.source
         scenes = [source.scene(index) for index in indices]
         codes = self.pipe.image_tokenizer.encode(pixels(np.stack([source.image(scene) for scene in scenes])))
-        captions = [encode(source.caption(s, index)) for s, index in zip(scenes, indices, strict=True)]
+        said = [source.caption(scene, index) for scene, index in zip(scenes, indices, strict=True)]
+        captions = [encode(caption) for caption in said]
         ask, tell, draw = (round(len(scenes) * end) for end in self.ends)
         asked = [source.question(s, index) for s, index in zip(scenes[:ask], indices[:ask], strict=True)]
-        holes = np.stack([hole(scene, rng) for scene in scenes[tell:draw]])
+        holes = np.stack([hole(*pair, rng) for pair in zip(scenes[tell:draw], said[tell:draw], strict=True)])
         return Canvas.concat(
             [
                 layout.questions(codes[:ask], [encode(q) for q, _ in asked], [encode(a) for _, a in asked]),
