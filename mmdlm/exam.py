@@ -14,15 +14,18 @@ from torch import Tensor
 
 from mmdlm.codec import Codec
 from mmdlm.data import Split, agree, caption_entropy, caption_law, read_caption
-from mmdlm.evaluate import TASKS, Exam, Question, Rate, kind_of, object_mask, read_pictures
+from mmdlm.evaluate import TASKS, Exam, Question, Rate, kind_of, object_mask, read_pictures, summary
 from mmdlm.law import Mixture, distances
 from mmdlm.likelihood import text_given_image
 from mmdlm.pipeline import Pipeline
+from mmdlm.report import sheet
+from mmdlm.training import Moment
 from tokenizers_mm import ImageTokenizer
 
 __all__ = [
     "EVERY_TASK",
     "UNSEEN_TASKS",
+    "Examine",
     "Price",
     "Trial",
     "Watched",
@@ -35,6 +38,25 @@ __all__ = [
 
 EVERY_TASK = (*TASKS, "joint", "likelihood")
 UNSEEN_TASKS = ("text_to_image", "caption", "answer")  # of scenes with a (colour, shape) never shown
+
+
+class Examine:
+    """A hook of training: a contact sheet of 64 held-out prompts, and the share of exact ones by kind."""
+
+    def __init__(self, pipe: Pipeline, kinds: tuple[str, ...]) -> None:
+        self.pipe = pipe
+        self.questions = Exam(kinds=kinds, num=64 // len(kinds), seed=1).questions()
+
+    def __call__(self, moment: Moment) -> None:
+        asked = ("text_to_image", "caption")
+        made = {name: TASKS[name].ask(self.pipe, self.questions, 0, False) for name in asked}
+        right = {name: TASKS[name].mark(self.questions, output) for name, output in made.items()}
+        kinds = [question.kind for question in self.questions]
+        scores = {task: summary("exact", marks, kinds)["by_kind"] for task, marks in right.items()}
+        moment.log(
+            {f"{task}.{kind}": score["exact"] for task, s in scores.items() for kind, score in s.items()}
+        )
+        sheet(made["text_to_image"].images).save(moment.folder / f"samples-{moment.step:06d}.png")
 
 
 class Trial(NamedTuple):

@@ -9,7 +9,7 @@ from mmdlm.data.scene import Description, Look, Object, Relation, Scene, agree
 from mmdlm.data.scene_entropy import caption_entropy, caption_law
 from mmdlm.data.scene_language import captions, num_captions, read_caption
 from mmdlm.data.scene_reader import read_image, read_images
-from mmdlm.data.scenes import Scenes, Split, hole, split_of
+from mmdlm.data.scenes import Scenes, Split, around, hole, split_of
 from mmdlm.data.sources import Chunks, Columns, ImageFolder, Lines, Paragraphs, Source, TextFiles
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "Stop",
     "TextFiles",
     "agree",
+    "around",
     "caption_entropy",
     "caption_law",
     "captions",

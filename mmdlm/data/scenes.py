@@ -27,7 +27,7 @@ from mmdlm.data.scene import (
     Relation,
     Scene,
 )
-from mmdlm.data.scene_language import caption, read_caption
+from mmdlm.data.scene_language import caption
 from mmdlm.data.scene_picture import draw, draw_batch
 from mmdlm.data.scene_questions import EVERY_KIND, QuestionKind, ask, how_many_objects
 
@@ -149,28 +149,16 @@ class Scenes:
         return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, purpose], np.uint64)))
 
 
-def hole(scene: Scene, said: str, rng: np.random.Generator, *, side: int = 8) -> np.ndarray:
-    """What to draw anew: boxes of some objects, all but those of some, or a rectangle that touches one.
+def hole(scene: Scene, rng: np.random.Generator, *, side: int = 8) -> np.ndarray:
+    """What to draw anew: the boxes of some of the objects, or a rectangle that touches one, equally often.
 
-    The second leaves to be found out where the other objects go, and whether there are any; what it keeps is
-    what the caption `said` names first, so that a direction alone tells where to look, which is learnt long
-    before whose direction it is. Each is a third of the draws. (64 / side, 64 / side) bool, a cell for
-    `side` pixels; `side` divides the scene's step.
+    (64 / side, 64 / side) bool, a cell for `side` pixels; `side` divides the scene's step.
     """
-    cells = SIDE // side
-    owner = np.full((cells, cells), -1)
-    for number in range(len(scene.objects)):
-        top, left, bottom, right = (end // side for end in scene.box(number))
-        owner[top:bottom, left:right] = number
-    kind, order = int(rng.integers(3)), rng.permutation(len(scene.objects))
-    if kind == 0:
-        return np.isin(owner, order[: int(rng.integers(1, len(order) + 1))])
-    if kind == 1:
-        told = read_caption(said)
-        if told is not None and not scene.is_group:
-            looks = [thing.look for thing in scene.objects]
-            order = np.array([looks.index(look) for look in told.looks])
-        return ~np.isin(owner, order[: int(rng.integers(len(order)))])
+    owner = _owners(scene, side)
+    if rng.random() < 0.5:
+        count = int(rng.integers(1, len(scene.objects) + 1))
+        return np.isin(owner, rng.permutation(len(scene.objects))[:count])
+    cells = len(owner)
     while True:
         height, width = rng.integers(2, cells + 1, size=2)
         row, column = rng.integers(0, cells + 1 - height), rng.integers(0, cells + 1 - width)
@@ -178,6 +166,33 @@ def hole(scene: Scene, said: str, rng: np.random.Generator, *, side: int = 8) ->
             inside = np.zeros((cells, cells), dtype=bool)
             inside[row : row + height, column : column + width] = True
             return inside
+
+
+def around(
+    scene: Scene, rng: np.random.Generator, *, told: Description | None = None, side: int = 8
+) -> np.ndarray:
+    """What to draw anew: all but the boxes of some of the objects, of none up to all but one.
+
+    So it is to be found out where the others go, and whether there are any. The objects that stay are any, or
+    with a description those that it names first. Shape as of `hole`. Raises ValueError for a description of
+    another scene.
+    """
+    order = list(rng.permutation(len(scene.objects)))
+    if told is not None and not scene.is_group:
+        looks = [thing.look for thing in scene.objects]
+        if sorted(told.looks) != sorted(looks):
+            raise ValueError(f"{told} is not of {scene}")
+        order = [looks.index(look) for look in told.looks]
+    return ~np.isin(_owners(scene, side), order[: int(rng.integers(len(order)))])
+
+
+def _owners(scene: Scene, side: int) -> np.ndarray:
+    """(64 / side, 64 / side) long: the object whose box covers a cell, -1 where there is none."""
+    owner = np.full((SIDE // side, SIDE // side), -1)
+    for number in range(len(scene.objects)):
+        top, left, bottom, right = (end // side for end in scene.box(number))
+        owner[top:bottom, left:right] = number
+    return owner
 
 
 def _draw_scene(kind: int, step: int, rng: np.random.Generator) -> Scene:

@@ -25,7 +25,7 @@ from mmdlm.data.scene import (
 )
 from mmdlm.data.scene_language import read_caption
 from mmdlm.data.scene_picture import draw, draw_batch, sprite_mask
-from mmdlm.data.scenes import Scenes, Split, hole, split_of
+from mmdlm.data.scenes import Scenes, Split, around, hole, split_of
 
 NUM = 400
 
@@ -244,33 +244,51 @@ def test_repainted_scenes_differ_in_paint_alone() -> None:
     assert grounds == set(BACKGROUNDS)
 
 
-def test_holes_are_boxes_of_objects_or_all_but_those_or_rectangles_that_touch_one() -> None:
+def covered(scene, inside) -> tuple[np.ndarray, list[bool], list[bool]]:
+    """Cells of objects, and for each object whether it is wholly inside and whether wholly outside."""
+    objects, within, without = np.zeros((8, 8), dtype=bool), [], []
+    for number in range(len(scene.objects)):
+        top, left, bottom, right = (end // 8 for end in scene.box(number))
+        objects[top:bottom, left:right] = True
+        within.append(bool(inside[top:bottom, left:right].all()))
+        without.append(not inside[top:bottom, left:right].any())
+    return objects, within, without
+
+
+def test_holes_are_boxes_of_objects_or_rectangles_that_touch_one() -> None:
     source, rng = Scenes(seed=5), np.random.default_rng(0)
-    boxes = rests = kept = 0
+    boxes = 0
     for index in range(300):
         scene = source.scene(index)
-        said = source.caption(scene, index)
-        inside = hole(scene, said, rng)
+        inside = hole(scene, rng)
         assert inside.shape == (8, 8)
-        objects = np.zeros((8, 8), dtype=int)
-        whole, gone = [], []
-        for number in range(len(scene.objects)):
-            top, left, bottom, right = (end // 8 for end in scene.box(number))
-            objects[top:bottom, left:right] = 1
-            whole.append(inside[top:bottom, left:right].all())
-            gone.append(not inside[top:bottom, left:right].any())
-        assert (inside & (objects == 1)).any()
+        objects, within, _ = covered(scene, inside)
+        assert (inside & objects).any()
         rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
         rectangle = inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
-        only_objects = not (inside & (objects == 0)).any() and any(whole)
-        rest = inside[objects == 0].all() and all(a or b for a, b in zip(whole, gone, strict=True))
-        assert rectangle or only_objects or rest
+        only_objects = not (inside & ~objects).any() and any(within)
+        assert rectangle or only_objects
         boxes += only_objects
-        rests += rest
-        if rest and any(gone) and not scene.is_group:
-            looks = read_caption(said).looks
-            assert {scene.objects[number].look for number in np.flatnonzero(gone)} == set(looks[: sum(gone)])
-            kept += 1
-    assert 80 < boxes < 130
-    assert 80 < rests < 130
-    assert 20 < kept < 60
+    assert 130 < boxes < 200
+
+
+def test_around_some_objects_is_all_but_their_boxes_those_told_first() -> None:
+    source, rng = Scenes(seed=6), np.random.default_rng(0)
+    kept = Counter()
+    for index in range(300):
+        scene = source.scene(index)
+        told = read_caption(source.caption(scene, index))
+        for description in (None, told):
+            inside = around(scene, rng, told=description)
+            objects, within, without = covered(scene, inside)
+            assert inside[~objects].all()
+            assert all(a or b for a, b in zip(within, without, strict=True))
+            assert any(within)
+            kept[len(scene.objects), sum(without)] += 1
+            if description is not None and not scene.is_group:
+                looks = {scene.objects[number].look for number in np.flatnonzero(without)}
+                assert looks == set(told.looks[: sum(without)])
+    assert {stay for count, stay in kept if count == 3} == {0, 1, 2}
+    one, other = [scene for scene in map(source.scene, range(99)) if len(scene.objects) == 2][:2]
+    with pytest.raises(ValueError, match="is not of"):
+        around(one, rng, told=other.description)

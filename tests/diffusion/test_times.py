@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mmdlm.canvas import IMAGE, TEXT, Canvas
-from mmdlm.diffusion import Diagonal, Draw, Edges, Mixture, Square, Strata, Times
+from mmdlm.diffusion import Diagonal, Draw, Edges, Mixture, Raised, Square, Strata, Times
 from mmdlm.diffusion.times import shuffle
 
 ALL = Mixture(((0.25, Square()), (0.25, Diagonal()), (0.5, Edges(hide=0.25))))
@@ -222,3 +222,18 @@ def test_wrong_laws_are_refused(pairs, rng: torch.Generator) -> None:
         Mixture(((0.0, Square()),))
     with pytest.raises(ValueError, match="span"):
         Square().draw(pairs(1, 1, 1).replace(span=None), rng)
+
+
+def test_raised_levels_are_squeezed_upwards_and_nothing_else_changes(pairs, rng) -> None:
+    canvas = pairs(64, 3, 5)
+    plain = Edges(text=1.0, image=2.0, hide=0.3)
+    seeds = [torch.Generator().manual_seed(5) for _ in range(2)]
+    before, after = plain.draw(canvas, seeds[0]), Raised(plain, floor=0.75).draw(canvas, seeds[1])
+    live = before.group >= 0
+    assert torch.equal(after.group, before.group)
+    assert after.num_groups == before.num_groups
+    torch.testing.assert_close(after.level[live], 0.75 + 0.25 * before.level[live])
+    assert torch.equal(after.level[~live], before.level[~live])
+    assert (after.level[live] > 0.75).all()
+    with pytest.raises(ValueError, match="floor must be in"):
+        Raised(plain, floor=1.0)

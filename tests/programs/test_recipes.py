@@ -32,7 +32,7 @@ def little(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_scenes_makes_its_model_from_nothing(program, tmp_path, little):
-    arguments = ("scenes", f"out={tmp_path}", "mixture=1,0,0,1", "tokenizer_steps=2", "steps=2")
+    arguments = ("scenes", f"out={tmp_path}", "kinds=one,groups", "tokenizer_steps=2", "steps=2")
     arguments += ("decoder_steps=2",)
     done = program(RUN, *arguments, *SMALL)
     assert done.status == 0, done.err
@@ -40,8 +40,8 @@ def test_scenes_makes_its_model_from_nothing(program, tmp_path, little):
     card = (tmp_path / "model" / "README.md").read_text()
     assert f"{pipe.transformer.num_parameters():,} parameters" in card
     assert "8 held-out scenes of each kind" in card  # what `little` leaves of any exam
-    assert [entry["updates"] for entry in pipe.training["history"]] == [2, 2, 2]
-    assert pipe.training["mixture"] == [1.0, 0.0, 0.0, 1.0]
+    assert [entry["updates"] for entry in pipe.training["history"]] == [2, 2, 1, 1, 1]
+    assert pipe.training["mixture"] == [1.0, 0.0, 0.0, 1.5]
     assert json.loads((tmp_path / "scores.json").read_text())["exam"]["model"] == pipe.fingerprint
     assert pipe.layout.grid == (8, 8)
     assert pipe.text_to_image("a small red circle", steps=1, progress=False).images[0].size == (64, 64)

@@ -26,6 +26,7 @@ FLOORS = {
     "mmdlm.jobs": 6,
     "mmdlm.likelihood": 6,
     "mmdlm.pipeline": 6,
+    "mmdlm.lessons": 6,
     "mmdlm.predictability": 6,
     "mmdlm.card": 6,
     "mmdlm.evaluate": 6,
