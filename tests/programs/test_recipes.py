@@ -46,9 +46,9 @@ def test_scenes_makes_its_model_from_nothing(program, tmp_path, little):
     assert pipe.layout.grid == (8, 8)
     assert pipe.text_to_image("a small red circle", steps=1, progress=False).images[0].size == (64, 64)
     assert pipe.joint(steps=1, progress=False).texts
-    with Image.open(tmp_path / "transformer" / "samples-000002.png") as sheet:
+    with Image.open(tmp_path / "all" / "samples-000001.png") as sheet:
         assert sheet.width == 8 * 66 + 2
-    lines = (tmp_path / "transformer" / "metrics.jsonl").read_text().splitlines()
+    lines = (tmp_path / "all" / "metrics.jsonl").read_text().splitlines()
     names = {name for line in lines for name in json.loads(line)}
     assert {"text_to_image.one", "caption.groups"} <= names
 
