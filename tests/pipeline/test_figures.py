@@ -241,7 +241,7 @@ def test_the_default_is_the_cheapest_that_cannot_be_told_from_the_best(page_of):
 
     curves = Curves(model="m", paper=Paper(), measurements=tuple(steps("caption", right)))
     text, _ = page_of(lambda page: show_curves(page, curves))
-    assert f"Best of 30 points: {best} with 64 steps, 75.0 [" in text
+    assert f"Best of {3 * len(POLICIES)} points: {best} with 64 steps, 75.0 [" in text
     assert f"cannot be told from it (Fisher&#x27;s exact test, 5 %): {cheap} with 16, 70.5 [" in text
     alone = Curves(model="m", paper=Paper(), measurements=curves.measurements[:3])
     text, _ = page_of(lambda page: show_curves(page, alone))
