@@ -96,17 +96,17 @@ def _draw_chunk(
     top_p: float | Tensor | None,
 ) -> Draws:
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    shifted = logits - logits.amax(dim=1, keepdim=True)
-    norm = shifted.exp().sum(dim=1).log()
-    if isinstance(temperature, Tensor):
-        warm = temperature > 0
-        scale = torch.where(warm, temperature, 1.0).unsqueeze(1).to(shifted.dtype)
-        tokens = torch.where(warm, _invert(shifted / scale, u, top_k, top_p), logits.argmax(dim=1))
-    elif temperature > 0:
-        scaled = shifted if temperature == 1 else shifted / temperature
-        tokens = _invert(scaled, u, top_k, top_p)
+    if not isinstance(temperature, Tensor) and temperature > 0:
+        shifted = logits - logits.amax(dim=1, keepdim=True)
+        tokens = _invert(shifted if temperature == 1 else shifted / temperature, u, top_k, top_p)
     else:
         tokens = logits.argmax(dim=1)  # of equal maxima the first
+        shifted = logits - logits.gather(1, tokens.unsqueeze(1))
+        if isinstance(temperature, Tensor):
+            warm = temperature > 0
+            scale = torch.where(warm, temperature, 1.0).unsqueeze(1).to(shifted.dtype)
+            tokens = torch.where(warm, _invert(shifted / scale, u, top_k, top_p), tokens)
+    norm = shifted.exp().sum(dim=1).log()
     logp = shifted.gather(1, tokens.unsqueeze(1)).squeeze(1) - norm
     return Draws(tokens, logp.float(), (-norm).float())
 
