@@ -30,7 +30,7 @@ class Lesson:
 
     Whose direction a caption tells is a parity: neither word, nor subject, nor place tells anything alone,
     and the full mixture did not teach it in 19,000 updates. With the subject already drawn, the word alone
-    tells where the other object goes: a few hundred updates; whose direction it is then takes a few hundred.
+    tells where the other object goes: some 900 updates; whose direction it is then takes some 800.
     """
 
     share: float  # of the updates

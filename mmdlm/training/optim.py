@@ -47,9 +47,9 @@ class Muon:
 
     Every matrix moves by its momentum (Nesterov's) made orthogonal by `iterations` of the Newton-Schulz
     polynomial, times 0.2 sqrt(its longer side): steps as large as AdamW's, so that rates compare
-    (arXiv:2502.16982, section 2.2). Token tables, also tied to a head, belong to `rest`. Products are in
-    bfloat16 on accelerators and in float32 on a CPU, where `torch.optim.Muon` rounds to bfloat16 too and
-    takes several times as long.
+    (arXiv:2502.16982, section 2.2). Token tables, also tied to a head, belong to `rest`. Products
+    with a matrix are in bfloat16 on accelerators and in float32 on a CPU, where `torch.optim.Muon` rounds to
+    bfloat16 too and takes several times as long; those of its Gram matrix are in float32 everywhere.
     """
 
     lr: float = 5e-3

@@ -17,6 +17,7 @@ from mmdlm.codec import Codec
 from mmdlm.data import Batches, Scenes, Split
 from mmdlm.diffusion import (
     Absorbing,
+    Edges,
     Linear,
     MaskGIT,
     Masking,
@@ -111,14 +112,16 @@ def recipe(
         history = [*history, stage(out / "image_decoder", "image decoder", WINDOWS)]
     where = tuple(pipe.text_tokenizer.encode(word)[0] for word in DIRECTIONS)
     telling = Telling(codes=emphasis, texts=emphasis, ids=where)
+    absorbing = Absorbing(pipe.layout.vocab.mask)
+    unseen = Rows(pipe, world(kinds, seed=seed + 1, split=Split.HELD_OUT), LESSONS["all"])
+    held_out = unseen([*range(256)], np.random.default_rng(seed))  # of all lessons the same, under a bound
     pipe.transformer.to(place).train().requires_grad_(True)
     for number, (name, lesson) in enumerate(plan.items()):
         last, shown = number + 1 == len(plan), Scenes(seed=seed + number, mixture=lesson.mixture)
         count = max(1, round(steps * lesson.share / sum(each.share for each in plan.values())))
-        held_out = Rows(pipe, world(kinds, seed=seed + 1, split=Split.HELD_OUT), lesson)
         yield Run(
             module=pipe.transformer.train(),
-            objective=Masking(Absorbing(pipe.layout.vocab.mask), lesson.laws, MaskGIT(), emphasis=telling),
+            objective=Masking(absorbing, lesson.laws, MaskGIT(), emphasis=telling),
             batches=Batches(int, batch // parts, collate=Rows(pipe, shown, lesson), prefetch=2),
             steps=count,
             folder=out / name,
@@ -129,7 +132,7 @@ def recipe(
             threads=parts if place.type == "cpu" else 1,
             weights={"text": 4.0, "image": 4.0},
             precision=PRECISIONS[precision],
-            validation=Validation(every=500, batches=[held_out([*range(256)], np.random.default_rng(seed))]),
+            validation=Validation(every=500, batches=[held_out], objective=Masking(absorbing, Edges())),
             hooks=((1000, Examine(pipe, kinds)),),
             checkpoint_every=250,
             seed=seed + number,
@@ -193,9 +196,8 @@ def whole(source: Scenes, indices: list[int], rng: np.random.Generator) -> Tenso
 
 def windows(source: Scenes, indices: list[int], rng: np.random.Generator) -> Tensor:
     """(B, 2, 2, 3, 32, 32): what is around one object of each scene, by background and by colours."""
-    return to_tensor(np.concatenate([source.window(index, rng) for index in indices])).unflatten(
-        0, (-1, 2, 2)
-    )
+    crops = np.concatenate([source.window(index, rng) for index in indices])
+    return to_tensor(crops).unflatten(0, (-1, 2, 2))
 
 
 def layout_of(text: BytePairTokenizer, image: Autoencoder, source: Scenes) -> Layout:
