@@ -17,6 +17,7 @@ from tokenizers_mm import to_tensor
 
 __all__ = ["LESSONS", "Lesson", "Rows", "course"]
 
+DIRECTION_WORDS = ("left", "right", "above", "below")  # one word of a caption on which most hangs
 GIVEN = Edges(text=0.1, image=0.9, hide=0.05)
 ALONE = Edges(text=1.0, image=0.0, hide=1.0)  # a caption of nothing: how a joint sample begins
 PLACED = Raised(Edges(text=0.0, image=1.0, hide=0.0), floor=0.8)  # where things go is decided first
@@ -39,6 +40,8 @@ class Lesson:
     laws: Mixture = LAWS
     around: float = 1 / 3  # of the holes, how many are all around some of the objects
     told: bool = False  # ... and around those that the caption names first
+    image: float = 4.0  # weight of the loss of pictures; that of texts is 4
+    asked: float = 0.0  # of the captions of given pictures, how many have no holes but their directions
 
 
 LESSONS = {
@@ -47,6 +50,8 @@ LESSONS = {
         share=0.12, mixture=(0, 1, 0, 0), rows=(1, 1, 28, 2), laws=PLACING, around=1.0, told=True
     ),
     "subjects": Lesson(share=0.12, mixture=(0.2, 3, 1, 0.3), rows=(1, 4, 18, 9), laws=PLACING, around=0.6),
+    "relations": Lesson(share=0.03, mixture=(0, 1, 0, 0), rows=(2, 30, 0, 0), asked=1.0),
+    "captions": Lesson(share=0.08, mixture=(1, 3, 4, 1.5), rows=(4, 14, 8, 6), asked=0.4, image=2.0),
     "all": Lesson(share=0.34),
 }
 
@@ -75,6 +80,7 @@ class Rows:
         self.pipe = pipe
         self.source = source
         self.lesson = lesson
+        self.directions = {pipe.text_tokenizer.encode(word)[0] for word in DIRECTION_WORDS}
         self.ends = [sum(lesson.rows[: number + 1]) / sum(lesson.rows) for number in range(3)]
 
     def __call__(self, indices: list[int], rng: np.random.Generator) -> Canvas:
@@ -88,14 +94,20 @@ class Rows:
         asked = [source.question(s, index) for s, index in zip(scenes[:ask], indices[:ask], strict=True)]
         holes = [self._hole(*pair, rng) for pair in zip(scenes[tell:draw], said[tell:draw], strict=True)]
         inside = np.array(holes, dtype=bool).reshape(-1, *layout.grid)
+        blanks = [self._blanks(caption, rng) for caption in captions[ask:tell]]
         return Canvas.concat(
             [
                 layout.questions(codes[:ask], [encode(q) for q, _ in asked], [encode(a) for _, a in asked]),
-                layout.captionings(codes[ask:tell], captions[ask:tell]),
+                layout.captionings(codes[ask:tell], captions[ask:tell], blanks=blanks),
                 layout.inpaintings(codes[tell:draw], torch.from_numpy(inside), captions[tell:draw]),
                 layout.pairs(captions[draw:], codes[draw:]),
             ]
         )
+
+    def _blanks(self, caption: list[int], rng: np.random.Generator) -> list[bool] | None:
+        """Which tokens of a caption are open: all, or its directions alone."""
+        directions = [token in self.directions for token in caption]
+        return directions if rng.random() < self.lesson.asked and any(directions) else None
 
     def _hole(self, scene: Scene, said: str, rng: np.random.Generator) -> np.ndarray:
         if rng.random() < self.lesson.around:

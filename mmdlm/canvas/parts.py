@@ -44,6 +44,17 @@ class Rows:
             return Rows(index, torch.ones_like(index, dtype=torch.bool))
         return Rows(self.index, kept)
 
+    def items(self, length: int) -> Tensor | None:
+        """(N,) long: the rows of a canvas of this length that are named, ascending; None on an accelerator.
+
+        There the host does not know how many they are.
+        """
+        return (
+            self.index.div(length, rounding_mode="floor").unique()
+            if self.index.device.type == "cpu"
+            else None
+        )
+
     def gather(self, column: Tensor) -> Tensor:
         """(B, L, ...) -> (M, ...)."""
         return column.reshape(-1, *column.shape[2:])[self.index]

@@ -57,11 +57,14 @@ class Layout:
         answer = self._open(self._texts(answers, self.answer))
         return self._canvas(self.question_frame, image, question, answer)
 
-    def captionings(self, codes: Tensor, captions: Sequence[Ids]) -> Canvas:
-        """Pictures given, the captions open."""
-        return self._canvas(
-            self.pair_frame, self._open(self._texts(captions, self.caption)), Fill(self._codes(codes))
-        )
+    def captionings(
+        self, codes: Tensor, captions: Sequence[Ids], *, blanks: Sequence[Sequence[bool] | None] | None = None
+    ) -> Canvas:
+        """Pictures given, the captions open; of a caption with `blanks`, one a token, those tokens alone."""
+        text = self._open(self._texts(captions, self.caption))
+        if blanks is not None:
+            text = Fill(text.ids, open=self._blanks(captions, blanks))
+        return self._canvas(self.pair_frame, text, Fill(self._codes(codes)))
 
     def inpaintings(self, codes: Tensor, holes: Tensor, captions: Sequence[Ids]) -> Canvas:
         """Captions and pictures given, the pictures open inside `holes` (B, h, w) bool."""
@@ -150,6 +153,17 @@ class Layout:
                 raise ValueError(f"a text holds ids outside 0..{self.vocab.num_text - 1}: {list(text)}")
             rows.append([*text, *([self.vocab.specials["end"]] * (capacity - len(text)))])
         return torch.tensor(rows, dtype=torch.long).reshape(len(rows), capacity)
+
+    def _blanks(self, captions: Sequence[Ids], blanks: Sequence[Sequence[bool] | None]) -> Tensor:
+        """(B, caption) bool; None opens the whole run."""
+        opened = torch.ones(len(captions), self.caption, dtype=torch.bool)
+        for row, (caption, mine) in enumerate(zip(captions, blanks, strict=True)):
+            if mine is not None:
+                if len(mine) != len(caption):
+                    raise ValueError(f"{len(mine)} blanks for a caption of {len(caption)} tokens")
+                opened[row] = torch.arange(self.caption) < len(caption)
+                opened[row, : len(caption)] &= torch.tensor(mine, dtype=torch.bool)
+        return opened
 
     def _hole_text(self, prefixes: Sequence[Ids], capacity: int) -> Fill:
         ids = self._texts(prefixes, capacity)

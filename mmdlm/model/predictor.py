@@ -18,7 +18,7 @@ T = TypeVar("T")
 class Predictor(nn.Module):
     """A network as a `Denoiser`: the module that is compiled, sharded, averaged and saved.
 
-    It keeps no state between calls.     Rows are split by their modality into one part for text and one for
+    It keeps no state between calls. Rows are split by their modality into one part for text and one for
     image, each over its own ids, so that ids of the other modality have probability exactly 0; where both
     ranges are equal there is one part for both. Rows at padding are dropped.
     """
@@ -93,11 +93,9 @@ class Predictor(nn.Module):
         With `reduce`, its results instead, over pieces of at most `chunk` rows: where a range takes more than
         one piece, each piece's logits live only while it is reduced (in training they are computed again for
         the gradient, so `reduce` must give the same result twice). On the CPU a range without rows gives
-        nothing.
+        nothing, and a row of the canvas that nothing is asked of costs nothing.
         """
-        features = self.network.features(canvas)
-        if self.shift:
-            features = shift_right(features, canvas.segment)
+        features = self._features(canvas, rows)
         asked = self._split(canvas, rows)
         if reduce is None:
             return [self._part(features, part_rows, ids) for part_rows, ids in asked]
@@ -110,6 +108,18 @@ class Predictor(nn.Module):
                 else:
                     results.append(self._reduced(features, piece, ids, reduce))
         return results
+
+    def _features(self, canvas: Canvas, rows: Rows) -> Tensor:
+        """(B, L, D); on the CPU 0 in the rows of the canvas that nothing was asked of."""
+        items = rows.items(canvas.shape[1])
+        some = items is not None and 0 < len(items) < canvas.shape[0]
+        seen = canvas.select(items) if items is not None and some else canvas
+        features = self.network.features(seen)
+        if self.shift:
+            features = shift_right(features, seen.segment)
+        if items is None or not some:
+            return features
+        return features.new_zeros(canvas.shape[0], *features.shape[1:]).index_copy(0, items, features)
 
     def _split(self, canvas: Canvas, rows: Rows) -> list[tuple[Rows, slice]]:
         asked: list[tuple[Rows, slice]] = []

@@ -99,8 +99,8 @@ class Counted:
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser
         self.calls = 0  # passes through the model
-        self.forwards = 0  # rows of canvases, summed over the passes
-        self.positions = 0  # positions of canvases, padding too, summed over the passes
+        self.forwards = 0  # rows of canvases, on the CPU those with something asked, summed over the passes
+        self.positions = 0  # their positions, padding too, summed over the passes
 
     def begin(self, canvas: Canvas) -> Predict:
         return _CountedPredict(self, self.denoiser.begin(canvas))
@@ -118,6 +118,8 @@ class _CountedPredict:
         self, canvas: Canvas, rows: Rows, *, reduce: Callable[[Part], T] | None = None
     ) -> list[Part] | list[T]:
         size, length = canvas.shape
+        items = rows.items(length)
+        size = size if items is None else len(items)
         self._counter.calls += 1
         self._counter.forwards += size
         self._counter.positions += size * length

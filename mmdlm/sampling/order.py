@@ -9,14 +9,18 @@ import torch
 from torch import Tensor
 
 from mmdlm.sampling.draw import ORDER
-from mmdlm.sampling.state import Step
+from mmdlm.sampling.state import Proposal, State
 
 
 class Order(Protocol):
     """Scores the positions of a step: within a span, higher scores are revealed first."""
 
-    def score(self, step: Step) -> Tensor:
-        """(B, L) float; read only where a proposal was made."""
+    def score(self, state: State, proposal: Proposal | None) -> Tensor | None:
+        """(B, L) float; read only where a proposal was made.
+
+        Before the model is asked there is no proposal; an order that needs one then gives None, and is asked
+        again. From any other the policy knows beforehand what it will write, and asks for nothing else.
+        """
         ...
 
 
@@ -29,8 +33,8 @@ class Drawn:
     is free of that.
     """
 
-    def score(self, step: Step) -> Tensor:
-        return step.proposal.logp
+    def score(self, state: State, proposal: Proposal | None) -> Tensor | None:
+        return None if proposal is None else proposal.logp
 
 
 @dataclass(frozen=True)
@@ -40,24 +44,24 @@ class Peak:
     One position at a time this samples exactly from the model's conditionals.
     """
 
-    def score(self, step: Step) -> Tensor:
-        return step.proposal.peak
+    def score(self, state: State, proposal: Proposal | None) -> Tensor | None:
+        return None if proposal is None else proposal.peak
 
 
 @dataclass(frozen=True)
 class Random:
     """In a random order."""
 
-    def score(self, step: Step) -> Tensor:
-        return step.state.uniform(ORDER)
+    def score(self, state: State, proposal: Proposal | None) -> Tensor | None:
+        return state.uniform(ORDER)
 
 
 @dataclass(frozen=True)
 class LeftToRight:
     """From left to right; an image in raster order."""
 
-    def score(self, step: Step) -> Tensor:
-        canvas = step.state.canvas
+    def score(self, state: State, proposal: Proposal | None) -> Tensor | None:
+        canvas = state.canvas
         return -torch.arange(canvas.shape[1], device=canvas.device).double().expand(canvas.shape)
 
 

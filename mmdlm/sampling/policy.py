@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from mmdlm.canvas import IMAGE, Part, Rows
+from mmdlm.canvas import IMAGE, TEXT, Part, Rows
 from mmdlm.diffusion.schedule import Cosine, Linear, Schedule
 from mmdlm.sampling.draw import CHOICE, REVEAL, TOKEN, draw, gumbel
 from mmdlm.sampling.order import Drawn, Order, count, rank
@@ -110,8 +110,10 @@ class Confidence(Policy):
     (arXiv:2502.09992, low-confidence remasking) with a linear one and none. At its modality's clock c a span
     that had n holes keeps floor(n * (1 - alpha(1 - c))) of them; while the clock runs at least one goes a
     step, when it ends all do. The score is that of `order` plus choice_temperature * (1 - c) * Gumbel noise.
-    Every number is computed afresh from c each step. `order` may differ by modality, and so may every setting
-    but the path.
+    Every number is computed afresh from c each step. With a `threshold`, whatever was drawn with at least that
+    probability (before temperature) is revealed as well (Fast-dLLM, arXiv:2505.22618): a row is then done in
+    fewer steps. Without one, an order that looks at no proposal has the model asked only where it writes.
+    `order` may differ by modality, and so may every setting but the path.
     """
 
     schedule: Schedule | ByModality[Schedule] = Cosine()
@@ -121,23 +123,42 @@ class Confidence(Policy):
     top_k: int | ByModality[int | None] | None = None
     top_p: float | ByModality[float | None] | None = None
     order: Order | ByModality[Order] = Drawn()
+    threshold: float | ByModality[float | None] | None = None
 
     def __post_init__(self) -> None:
         _check_draw(self.temperature, self.top_k, self.top_p)
         _check_not_negative("choice_temperature", self.choice_temperature)
+        for value in (ByModality.of(self.threshold).text, ByModality.of(self.threshold).image):
+            if value is not None and not 0.0 < value <= 1.0:
+                raise ValueError(f"threshold must be in (0, 1], or None for none, got {value}")
 
     def ask(self, state: State) -> Rows:
-        """Every hole of the spans that reveal something at this step."""
-        return Rows.of(state.open & (self.quota(state) > 0))
+        """The holes that this step writes, as far as they are known; else all in a span that it writes to."""
+        quota = self.quota(state)
+        wanted = state.open & (quota > 0)
+        thresholds, scores = ByModality.of(self.threshold), self._scores(state, None)
+        for modality, threshold, score in (
+            (TEXT, thresholds.text, scores.text),
+            (IMAGE, thresholds.image, scores.image),
+        ):
+            if threshold is None and score is not None:
+                mine = wanted & (state.canvas.modality == modality)
+                wanted = wanted & (~mine | (rank(score, mine, state.runs) < quota))
+        return Rows.of(wanted)
 
     def propose(self, state: State, parts: list[Part]) -> Proposal:
         return propose(state, parts, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
     def move(self, step: Step) -> Move:
-        state = step.state
-        candidates = state.open & step.proposal.valid
-        place = rank(self.score(step), candidates, state.runs)
-        return Move(candidates & (place < self.quota(state)), torch.zeros_like(candidates))
+        state, proposal = step.state, step.proposal
+        candidates = state.open & proposal.valid
+        write = rank(self.score(step), candidates, state.runs) < self.quota(state)
+        thresholds = ByModality.of(self.threshold)
+        for modality, threshold in ((TEXT, thresholds.text), (IMAGE, thresholds.image)):
+            if threshold is not None:
+                sure = proposal.logp.double().exp() >= threshold
+                write = write | (sure & (state.canvas.modality == modality))
+        return Move(candidates & write, torch.zeros_like(candidates))
 
     def quota(self, state: State) -> Tensor:
         """(B, L) long: how many holes of the position's span are filled at this step."""
@@ -151,18 +172,22 @@ class Confidence(Policy):
 
     def score(self, step: Step) -> Tensor:
         """(B, L) float: higher is revealed earlier."""
-        state = step.state
-        orders = ByModality.of(self.order)
-        base = orders.text.score(step)
-        if orders.image != orders.text:
-            base = torch.where(state.canvas.modality == IMAGE, orders.image.score(step), base)
-        heat = ByModality.of(self.choice_temperature)
-        if heat.text == 0.0 and heat.image == 0.0:
-            return base
-        noise = gumbel(state.uniform(CHOICE))
+        scores = self._scores(step.state, step.proposal)
+        assert scores.text is not None and scores.image is not None
+        return torch.where(step.state.canvas.modality == IMAGE, scores.image, scores.text)
+
+    def _scores(self, state: State, proposal: Proposal | None) -> ByModality[Tensor | None]:
+        """(B, L) float of each modality's order, with its noise; None where a proposal is wanted first."""
+        orders, heat = ByModality.of(self.order), ByModality.of(self.choice_temperature)
         clocks = self.path.clocks(state.after)
-        scale = ByModality(heat.text * (1.0 - clocks.text), heat.image * (1.0 - clocks.image))
-        return base + _spread(scale, state) * noise
+
+        def noisy(score: Tensor | None, heat: float, clock: Tensor) -> Tensor | None:
+            if score is None or heat == 0.0:
+                return score
+            return score + (heat * (1.0 - clock)).unsqueeze(1) * gumbel(state.uniform(CHOICE))
+
+        text = noisy(orders.text.score(state, proposal), heat.text, clocks.text)
+        return ByModality(text, noisy(orders.image.score(state, proposal), heat.image, clocks.image))
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,26 @@ def same(ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("shift", [False, True])
+def test_a_row_that_nothing_is_asked_of_costs_nothing(monkeypatch, shift: bool) -> None:
+    predictor, canvas = build(shift=shift), pair(5, 4, 3)
+    whole = table(predictor, canvas)
+    seen: list[int] = []
+    features = predictor.network.features
+
+    def watched(canvas: Canvas) -> Tensor:
+        seen.append(canvas.shape[0])
+        return features(canvas)
+
+    monkeypatch.setattr(predictor.network, "features", watched)
+    where = canvas.masked.clone()
+    where[[0, 3]] = False
+    some = table(predictor, canvas, where)
+    assert seen == [3]
+    same(some[where], whole[where])
+    assert some[~where].isneginf().all()
+
+
 def test_the_other_modality_is_exactly_impossible() -> None:
     canvas = pair(3, 5, 3)
     predictor = build()

@@ -218,6 +218,17 @@ def test_who_stops_iterating_cancels(kit) -> None:
     assert counted.calls == 2
 
 
+def test_rows_that_are_done_are_not_counted(kit) -> None:
+    counted = Counted(kit.Fake())
+    canvas = kit.pair(3, 0), kit.pair(3, 0, given=(1, 2))
+    steps = torch.tensor([3, 3])
+    for _ in denoise(
+        counted, Canvas.concat(list(canvas)), policy=Confidence(Linear()), steps=steps, mask=kit.mask
+    ):
+        pass
+    assert (counted.calls, counted.forwards) == (3, 4)
+
+
 def test_states_are_handed_out_with_gradients_as_the_caller_has_them(kit) -> None:
     for _ in denoise(kit.Fake(), kit.pair(2, 2), policy=Confidence(), steps=3, mask=kit.mask):
         assert torch.is_grad_enabled()

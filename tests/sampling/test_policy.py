@@ -18,6 +18,7 @@ from mmdlm.sampling import (
     LeftToRight,
     Path,
     Peak,
+    Policy,
     Proposal,
     Random,
     State,
@@ -233,6 +234,63 @@ def test_copy_pairs_break_as_often_as_the_exact_law_says(kit, policy, steps: int
     assert kit.chi_square(torch.bincount(tokens[:, 0], minlength=size), torch.ones(size)) < 1
 
 
+@pytest.mark.parametrize("order", [Random(), LeftToRight()], ids=lambda order: type(order).__name__)
+@pytest.mark.parametrize("noise", [0.0, 3.0])
+def test_an_order_known_beforehand_asks_only_where_it_writes(kit, order, noise: float) -> None:
+    class AsksAll(Confidence):
+        def ask(self, state):
+            return Policy.ask(self, state)
+
+    canvas = Canvas.concat([kit.pair(6, 9, seed=seed) for seed in range(4)])
+    settings = {"schedule": Linear(), "order": order, "choice_temperature": noise}
+    frugal, lavish = kit.Fake(), kit.Fake()
+    first = list(denoise(frugal, canvas, policy=Confidence(**settings), steps=4, mask=kit.mask))
+    second = list(denoise(lavish, canvas, policy=AsksAll(**settings), steps=4, mask=kit.mask))
+    for ours, theirs in zip(first, second, strict=True):
+        assert torch.equal(ours.canvas.tokens, theirs.canvas.tokens)
+        assert torch.equal(ours.canvas.masked, theirs.canvas.masked)
+    holes = 4 * (6 + 9)
+    assert sum(rows.index.shape[0] for _, rows in frugal.calls) == holes
+    assert sum(rows.index.shape[0] for _, rows in lavish.calls) > 2 * holes
+
+
+def test_each_modality_asks_as_its_own_order_does(kit) -> None:
+    fake = kit.Fake()
+    policy = Confidence(Linear(), order=ByModality(Random(), Drawn()))
+    for _ in denoise(fake, kit.pair(4, 8), policy=policy, steps=4, mask=kit.mask):
+        pass
+    asked = [rows.gather(canvas.modality).tolist() for canvas, rows in fake.calls]
+    assert [each.count(TEXT) for each in asked] == [1, 1, 1, 1]
+    assert [each.count(IMAGE) for each in asked] == [8, 6, 4, 2]
+
+
+def test_what_is_sure_enough_is_written_beside_the_quota(kit) -> None:
+    canvas = kit.pair(2, 3)
+    state = State.start(canvas, steps=5)
+    logp = torch.tensor([[0.0, 0.91, 0.95, 0.0, 0.2, 0.91, 0.3]]).log()
+    step = Step(state, Proposal(canvas.tokens, logp, torch.zeros_like(logp), canvas.masked))
+
+    def written(threshold) -> list[int]:
+        policy = Confidence(Linear(), order=LeftToRight(), threshold=threshold)
+        return policy.move(step).write.nonzero()[:, 1].tolist()
+
+    assert written(None) == [1, 4]
+    assert written(0.9) == [1, 2, 4, 5]
+    assert written(0.94) == [1, 2, 4]
+    assert written(ByModality(0.9, None)) == [1, 2, 4]
+    assert written(ByModality(None, 0.25)) == [1, 4, 5, 6]
+
+
+def test_a_threshold_ends_early_and_breaks_no_copied_pair(kit) -> None:
+    """The other of a pair is certain once one is known, and comes a step later, whatever else does."""
+    policy = Confidence(Linear(), order=Random(), threshold=0.99)
+    states = list(denoise(CopyPairs(8), kit.holes(200, 16), policy=policy, steps=16, mask=kit.mask))
+    tokens = states[-1].canvas.tokens
+    assert torch.equal(tokens[:, 0::2], tokens[:, 1::2])
+    assert len(states) - 1 < 14  # 16 without
+    assert kit.chi_square(torch.bincount(tokens[:, ::2].flatten(), minlength=8), torch.ones(8)) < 1
+
+
 def test_a_step_that_reveals_nothing_costs_no_forward(kit) -> None:
     fake = kit.Fake()
     states = list(denoise(fake, kit.pair(1, 1), policy=Ancestral(), steps=200, mask=kit.mask))
@@ -252,6 +310,8 @@ def test_a_step_that_reveals_nothing_costs_no_forward(kit) -> None:
         ),
         (lambda: Ancestral(top_k=0), "top_k must be at least 1"),
         (lambda: Confidence(top_p=ByModality(None, 0.0)), "top_p must be in"),
+        (lambda: Confidence(threshold=0.0), "threshold must be in"),
+        (lambda: Confidence(threshold=ByModality(None, 1.1)), "threshold must be in"),
     ],
 )
 def test_wrong_settings_are_named(build, words: str) -> None:

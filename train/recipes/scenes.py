@@ -28,7 +28,7 @@ from mmdlm.diffusion import (
 from mmdlm.evaluate import KINDS, Exam, world
 from mmdlm.exam import Examine, whole_exam
 from mmdlm.io import atomic_write_json
-from mmdlm.lessons import LESSONS, Rows, course
+from mmdlm.lessons import DIRECTION_WORDS, LESSONS, Rows, course
 from mmdlm.pretrained import Settings
 from mmdlm.program import find_device
 from mmdlm.sampling import ByModality, Confidence, Drawn, Order, Random
@@ -52,7 +52,6 @@ PRECISIONS = {"float32": Float32(), "bfloat16": BFloat16Autocast()}  # bfloat16 
 LEVELS = (4, 4, 4, 8, 8)  # of a code's digits
 FACTORS = (0, 1, 1, 2, 2)  # what each digit means: background, colour, form
 WINDOWS = 16  # scenes an update of the tokenizer, in four paints each
-DIRECTIONS = ("left", "right", "above", "below")  # one word of a caption on which most of a picture hangs
 EXAM_SEED = 1000  # scenes that no setting was chosen on
 
 
@@ -110,7 +109,7 @@ def recipe(
         assert isinstance(tokenizer, Autoencoder)
         yield image_run(tokenizer, painted, out / "image_decoder", decoder_steps, progress, finish=True)
         history = [*history, stage(out / "image_decoder", "image decoder", WINDOWS)]
-    where = tuple(pipe.text_tokenizer.encode(word)[0] for word in DIRECTIONS)
+    where = tuple(pipe.text_tokenizer.encode(word)[0] for word in DIRECTION_WORDS)
     telling = Telling(codes=emphasis, texts=emphasis, ids=where)
     absorbing = Absorbing(pipe.layout.vocab.mask)
     unseen = Rows(pipe, world(kinds, seed=seed + 1, split=Split.HELD_OUT), LESSONS["all"])
@@ -130,7 +129,7 @@ def recipe(
             ema=Ema(decay=0.998),
             accumulate=parts,
             threads=parts if place.type == "cpu" else 1,
-            weights={"text": 4.0, "image": 4.0},
+            weights={"text": 4.0, "image": lesson.image},
             precision=PRECISIONS[precision],
             validation=Validation(every=500, batches=[held_out], objective=Masking(absorbing, Edges())),
             hooks=((1000, Examine(pipe, kinds)),),
