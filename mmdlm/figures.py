@@ -130,14 +130,17 @@ def _show_steps(page: Page, task: str, measurements: Sequence[Measurement]) -> N
     page.heading(f"{_TITLES[task]}: exactness against steps")
     page.paragraph(_choice(measurements))
     for name, lines in _PANELS.items():
-        drawn = _lines(measurements, lines, _right)
+        drawn = _lines(measurements, lines, _right, _spent)
         if drawn:
-            page.drawing(_plot(drawn, f"{_TITLES[task]}: {name}", "steps", "exactly right"))
+            page.drawing(_plot(drawn, f"{_TITLES[task]}: {name}", "forwards a sample", "exactly right"))
     steps = sorted({found.x for found in measurements})
     rows = []
     for line in dict.fromkeys(found.line for found in measurements):
-        rates = {found.x: _percent(found.rate) for found in _sorted(measurements, line)}
-        rows.append((line, *(rates.get(x, "") for x in steps)))
+        found = {one.x: one for one in _sorted(measurements, line)}
+        rows.append((line, *(_percent(found[x].rate) if x in found else "" for x in steps)))
+        if any(round(one.spent, 1) < one.x for one in found.values()):
+            spent = (f"{found[x].spent:.1f}" if x in found else "" for x in steps)
+            rows.append(("  forwards that it took", *spent))
     page.table(("exactly right, %, by steps", *(f"{x:g}" for x in steps)), rows)
 
 
@@ -162,20 +165,20 @@ def _show_guidance(page: Page, measurements: Sequence[Measurement]) -> None:
 
 def _choice(measurements: Sequence[Measurement]) -> str:
     """The best point, and the cheapest one that cannot be told from it."""
-    best = max(measurements, key=lambda found: (found.rate.share, -found.x))
+    best = max(measurements, key=lambda found: (found.rate.share, -found.spent))
     equal = [found for found in measurements if fisher(found.rate, best.rate) >= _LEVEL]
-    cheap = min(equal, key=lambda found: (found.x, -found.rate.share))
+    cheap = min(equal, key=lambda found: (found.spent, -found.rate.share))
     said = (
-        f"Best of {len(measurements)} points: {best.line} with {best.x:g} steps, {_percent(best.rate)} % "
-        "(the best of many is flattered by chance)."
+        f"Best of {len(measurements)} points: {best.line} with {best.spent:.3g} forwards a sample, "
+        f"{_percent(best.rate)} % (the best of many is flattered by chance)."
     )
-    if best.x == min(found.x for found in measurements):
+    if best.spent == min(found.spent for found in measurements):
         return said
-    if cheap.x == best.x:
-        return f"{said} With fewer steps every policy is told from it (Fisher's exact test, 5 %)."
+    if cheap.spent == best.spent:
+        return f"{said} With fewer forwards every policy is told from it (Fisher's exact test, 5 %)."
     return (
-        f"{said} The fewest steps that cannot be told from it (Fisher's exact test, 5 %): {cheap.line} with "
-        f"{cheap.x:g}, {_percent(cheap.rate)} %."
+        f"{said} The fewest forwards that cannot be told from it (Fisher's exact test, 5 %): {cheap.line} "
+        f"with {cheap.spent:.3g}, {_percent(cheap.rate)} %."
     )
 
 
@@ -229,12 +232,15 @@ def _listed(values: Sequence[float]) -> str:
 
 
 def _lines(
-    measurements: Sequence[Measurement], names: Sequence[str], rate: Callable[[Measurement], Rate]
+    measurements: Sequence[Measurement],
+    names: Sequence[str],
+    rate: Callable[[Measurement], Rate],
+    by: Callable[[Measurement], float] | None = None,
 ) -> list[Line]:
-    """The named lines that have points; cosine schedules are dashed."""
+    """The named lines that have points, at x or `by` another number; cosine schedules are dashed."""
     lines = []
     for name in names:
-        rates = {found.x: rate(found) for found in _sorted(measurements, name)}
+        rates = {found.x if by is None else by(found): rate(found) for found in _sorted(measurements, name)}
         points = [(x, one.share, *one.interval) for x, one in rates.items()]
         lines += [Line(name, points, dashed="cosine" in name)] if points else []
     return lines
@@ -242,6 +248,10 @@ def _lines(
 
 def _right(found: Measurement) -> Rate:
     return found.rate
+
+
+def _spent(found: Measurement) -> float:
+    return found.spent
 
 
 def _lawful(found: Measurement) -> Rate:

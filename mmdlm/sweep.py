@@ -42,15 +42,19 @@ STEPS = (2, 4, 8, 16, 32, 64)
 SCALES = (0.0, 0.5, 1.0, 2.0, 3.0)  # of guidance
 FORWARDS = (8, 16, 32, 64)  # in all, of pairs
 
+_SURE = 0.99  # of a drawn token: it is written at once, whatever the schedule says
+
 # Ways to choose what is written next and how it is drawn; T is the temperature.
 POLICIES: dict[str, Policy] = {
-    "surest first, cosine, T 0": Confidence(schedule=Cosine(), temperature=0.0),
     "surest first, cosine, T 0.3": Confidence(schedule=Cosine(), temperature=0.3),
-    "surest first, cosine, T 0.6": Confidence(schedule=Cosine(), temperature=0.6),
     "surest first, quadratic, T 0.3": Confidence(schedule=Polynomial(2.0), temperature=0.3),
     "surest first, linear, T 0.3": Confidence(schedule=Linear(), temperature=0.3),
+    "surest first, sure at once, T 0.3": Confidence(schedule=Linear(), temperature=0.3, threshold=_SURE),
     "random order, linear, T 0": Confidence(schedule=Linear(), temperature=0.0, order=Random()),
     "random order, linear, T 0.3": Confidence(schedule=Linear(), temperature=0.3, order=Random()),
+    "random order, sure at once, T 0.3": Confidence(
+        schedule=Linear(), temperature=0.3, order=Random(), threshold=_SURE
+    ),
     "left to right, linear, T 0.3": Confidence(schedule=Linear(), temperature=0.3, order=LeftToRight()),
     "ancestral, linear, T 1": Ancestral(schedule=Linear(), temperature=1.0),
 }
@@ -123,6 +127,11 @@ class Measurement:
         return Rate(self.right, self.total)
 
     @property
+    def spent(self) -> float:
+        """Forwards a sample."""
+        return self.forwards / self.total
+
+    @property
     def lawful_rate(self) -> Rate:
         """Captions that can be read, of all; of pairs only."""
         return Rate(self.lawful or 0, self.total)
@@ -174,10 +183,10 @@ def guidance_points(pipe: Pipeline, scales: Sequence[float] = SCALES) -> list[Po
 def joint_points(pipe: Pipeline, totals: Sequence[int] = FORWARDS) -> list[Point]:
     """Pairs from nothing, both at once or one after the other, at equal numbers of forwards in all.
 
-    The model's own policy for pairs, without guidance and with a linear schedule, which spends every forward
-    (one that fills many places early ends early), on three walks. In turn each modality gets half of the
-    forwards, but never more than it has places, for each forward fills one at least. Raises ValueError where
-    that policy is not `Confidence` or a total cannot be spent.
+    The model's own policy for pairs, without guidance and threshold and with a linear schedule, which spends
+    every forward (one that fills many places early ends early), on three walks. In turn each modality gets
+    half of the forwards, but never more than it has places, for each forward fills one at least. Raises
+    ValueError where that policy is not `Confidence` or a total cannot be spent.
     """
     policy, layout = pipe.settings["joint"].policy, pipe.layout
     if not isinstance(policy, Confidence):
@@ -191,7 +200,7 @@ def joint_points(pipe: Pipeline, totals: Sequence[int] = FORWARDS) -> list[Point
             x=float(total),
             steps=total,
             guidance=0.0,
-            policy=replace(policy, path=walk, schedule=Linear()),
+            policy=replace(policy, path=walk, schedule=Linear(), threshold=None),
         )
         for total in totals
         for line, walk in zip(ORDERS, _walks(total, *rooms), strict=True)

@@ -241,11 +241,18 @@ def test_the_default_is_the_cheapest_that_cannot_be_told_from_the_best(page_of):
 
     curves = Curves(model="m", paper=Paper(), measurements=tuple(steps("caption", right)))
     text, _ = page_of(lambda page: show_curves(page, curves))
-    assert f"Best of {3 * len(POLICIES)} points: {best} with 64 steps, 75.0 [" in text
+    assert f"Best of {3 * len(POLICIES)} points: {best} with 64 forwards a sample, 75.0 [" in text
     assert f"cannot be told from it (Fisher&#x27;s exact test, 5 %): {cheap} with 16, 70.5 [" in text
     alone = Curves(model="m", paper=Paper(), measurements=curves.measurements[:3])
     text, _ = page_of(lambda page: show_curves(page, alone))
-    assert "With fewer steps every policy is told from it" in text
+    assert "With fewer forwards every policy is told from it" in text
+    assert "forwards that it took" not in text
+    early = [replace(found, forwards=found.forwards // 4) for found in curves.measurements[:3]]
+    text, _ = page_of(
+        lambda page: show_curves(page, Curves(model="m", paper=Paper(), measurements=tuple(early)))
+    )
+    assert f"{best} with 16 forwards a sample, 75.0 [" in text
+    assert "<td>  forwards that it took</td><td>0.5</td><td>4.0</td><td>16.0</td>" in text
     least = Curves(model="m", paper=Paper(), measurements=curves.measurements[:1])
     text, _ = page_of(lambda page: show_curves(page, least))
     assert "(the best of many is flattered by chance).</p>" in text

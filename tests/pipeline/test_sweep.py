@@ -86,7 +86,7 @@ def test_steps_are_asked_of_every_policy_and_both_tasks():
 def test_policies_differ_and_cover_the_temperatures():
     assert len({repr(policy) for policy in POLICIES.values()}) == len(POLICIES)
     heats = {policy.temperature for policy in POLICIES.values() if isinstance(policy, Confidence | Ancestral)}
-    assert heats == {0.0, 0.3, 0.6, 1.0}
+    assert heats == {0.0, 0.3, 1.0}
 
 
 def test_guidance_is_asked_at_the_models_own_settings(tiny):
