@@ -8,20 +8,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from mmdlm.canvas import Canvas
+from mmdlm.canvas import IMAGE, Canvas
 from mmdlm.data import Scene, Scenes, around, hole, read_caption
 from mmdlm.diffusion import Diagonal, Edges, Mixture, Raised, Square
 from mmdlm.evaluate import world
 from mmdlm.pipeline import Pipeline
 from tokenizers_mm import to_tensor
 
-__all__ = ["LESSONS", "Lesson", "Rows", "course"]
+__all__ = ["DIRECTION_WORDS", "LESSONS", "Lesson", "Rows", "course"]
 
 DIRECTION_WORDS = ("left", "right", "above", "below")  # one word of a caption on which most hangs
 GIVEN = Edges(text=0.1, image=0.9, hide=0.05)
 ALONE = Edges(text=1.0, image=0.0, hide=1.0)  # a caption of nothing: how a joint sample begins
-PLACED = Raised(Edges(text=0.0, image=1.0, hide=0.0), floor=0.8)  # where things go is decided first
-LAWS = Mixture(((0.15, Square()), (0.05, Diagonal()), (0.32, GIVEN), (0.4, PLACED), (0.08, ALONE)))
+PLACED = Raised(
+    Edges(text=0.0, image=1.0, hide=0.0), floor=0.8, only=IMAGE
+)  # where things go is decided first
+LAWS = Mixture(((0.15, Square()), (0.05, Diagonal()), (0.25, GIVEN), (0.3, PLACED), (0.25, ALONE)))
 PLACING = Mixture(((0.1, Square()), (0.2, GIVEN), (0.7, PLACED)))
 
 
@@ -52,7 +54,7 @@ LESSONS = {
     "subjects": Lesson(share=0.12, mixture=(0.2, 3, 1, 0.3), rows=(1, 4, 18, 9), laws=PLACING, around=0.6),
     "relations": Lesson(share=0.03, mixture=(0, 1, 0, 0), rows=(2, 30, 0, 0), asked=1.0),
     "captions": Lesson(share=0.08, mixture=(1, 3, 4, 1.5), rows=(4, 14, 8, 6), asked=0.4, image=2.0),
-    "all": Lesson(share=0.34),
+    "all": Lesson(share=0.59, mixture=(1, 3, 4, 1.5), rows=(2, 5, 4, 5), asked=0.15, image=3.0),
 }
 
 

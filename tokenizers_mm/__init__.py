@@ -16,7 +16,7 @@ from tokenizers_mm.measure import (
 )
 from tokenizers_mm.pixels import to_pil, to_tensor, to_uint8
 from tokenizers_mm.pretrained import HuggingFaceTokenizer, VQModelTokenizer
-from tokenizers_mm.quantize import FSQ, Quantizer
+from tokenizers_mm.quantize import FSQ, Compact, Quantizer
 from tokenizers_mm.text import BytePairTokenizer, TextTokenizer
 from tokenizers_mm.torchvision_compat import prepare_torchvision
 from tokenizers_mm.vocab import SPECIALS, Vocab
@@ -27,6 +27,7 @@ __all__ = [
     "Autoencoder",
     "AutoencoderConfig",
     "BytePairTokenizer",
+    "Compact",
     "HuggingFaceTokenizer",
     "ImageTokenizer",
     "Quantizer",

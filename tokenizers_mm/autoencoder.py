@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tokenizers_mm.image import check_codes, check_images, grid_of
-from tokenizers_mm.quantize import FSQ
+from tokenizers_mm.quantize import FSQ, Compact
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -31,6 +31,10 @@ class AutoencoderConfig:
     decoder_blocks: tuple[int, ...] = (1, 1, 2)
     levels: tuple[int, ...] = (8, 8, 8)  # of FSQ
     context: int = 1  # kernel of the encoder's blocks; 1: a code depends on its own patch alone
+    groups: tuple[int, ...] | None = (
+        None  # of digits, and for each the numbers that have a code: see `Compact`
+    )
+    used: tuple[tuple[int, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.channels or min(self.channels) < 1:
@@ -45,6 +49,8 @@ class AutoencoderConfig:
                 )
         if self.context < 1 or self.context % 2 == 0:
             raise ValueError(f"context is a kernel size and must be odd, got {self.context}")
+        if (self.groups is None) != (self.used is None):
+            raise ValueError(f"groups {self.groups} and used {self.used} come together")
 
     @property
     def downsample(self) -> int:
@@ -53,10 +59,12 @@ class AutoencoderConfig:
     @staticmethod
     def from_json(values: dict[str, Any]) -> AutoencoderConfig:
         """What `dataclasses.asdict` gave, also after JSON. Raises TypeError for unknown names."""
-        fields: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-        }
-        return AutoencoderConfig(**fields)
+        return AutoencoderConfig(**{name: _frozen(value) for name, value in values.items()})
+
+
+def _frozen(value: Any) -> Any:
+    """Lists of JSON, also inside one another, as tuples."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 class Reconstruction(NamedTuple):
@@ -151,7 +159,10 @@ class Autoencoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.quantizer = FSQ(config.levels)
+        fsq = FSQ(config.levels)
+        self.quantizer = (
+            fsq if config.groups is None or config.used is None else Compact(fsq, config.groups, config.used)
+        )
         self.encoder = Encoder(config, self.quantizer.dim)
         self.decoder = Decoder(config, self.quantizer.dim)
 
@@ -170,6 +181,20 @@ class Autoencoder(nn.Module):
     @property
     def digits(self) -> tuple[int, ...] | None:
         return self.quantizer.levels
+
+    def compact(self, codes: Tensor, groups: tuple[int, ...]) -> Autoencoder:
+        """The same tokenizer on the CPU, with codes for no more than what `codes` (...) long show.
+
+        Digits are taken in `groups` of neighbours, and every combination of groups that occur has a code, so
+        that what a group stands for can meet in ways that were not seen. Raises ValueError where this
+        tokenizer is compact already.
+        """
+        if not isinstance(self.quantizer, FSQ):
+            raise ValueError("this tokenizer is compact already")
+        used = Compact.seen(self.quantizer, groups, codes)
+        smaller = Autoencoder(replace(self.config, groups=groups, used=used))
+        smaller.load_state_dict(self.state_dict())
+        return smaller.train(self.training)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Raises ValueError when a side is no multiple of `downsample`."""

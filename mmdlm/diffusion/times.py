@@ -172,11 +172,13 @@ class Edges:
 class Raised:
     """Another law with its levels squeezed into (floor, 1]: what is decided first is seen more often.
 
-    The mean over these levels is no bound on a likelihood.
+    With `only`, a modality, just the levels of its positions. The mean over these levels is no bound on a
+    likelihood.
     """
 
     times: Times
     floor: float
+    only: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.floor < 1:
@@ -185,7 +187,10 @@ class Raised:
     def draw(self, canvas: Canvas, rng: torch.Generator, strata: Strata = WHOLE) -> Draw:
         drawn = self.times.draw(canvas, rng, strata)
         raised = self.floor + (1 - self.floor) * drawn.level
-        return replace(drawn, level=torch.where(drawn.group >= 0, raised, drawn.level))
+        wanted = drawn.group >= 0
+        if self.only is not None:
+            wanted = wanted & (canvas.modality == self.only)
+        return replace(drawn, level=torch.where(wanted, raised, drawn.level))
 
 
 @dataclass(frozen=True)

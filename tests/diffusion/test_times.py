@@ -237,3 +237,14 @@ def test_raised_levels_are_squeezed_upwards_and_nothing_else_changes(pairs, rng)
     assert (after.level[live] > 0.75).all()
     with pytest.raises(ValueError, match="floor must be in"):
         Raised(plain, floor=1.0)
+
+
+def test_one_modality_alone_is_raised(pairs) -> None:
+    canvas, plain = pairs(40, 3, 5), Square()
+    seeds = [torch.Generator().manual_seed(1) for _ in range(2)]
+    before = plain.draw(canvas, seeds[0])
+    after = Raised(plain, floor=0.75, only=IMAGE).draw(canvas, seeds[1])
+    image = (before.group >= 0) & (canvas.modality == IMAGE)
+    torch.testing.assert_close(after.level[image], 0.75 + 0.25 * before.level[image])
+    assert torch.equal(after.level[~image], before.level[~image])
+    assert (before.level[~image & (before.group >= 0)] < 0.75).any()

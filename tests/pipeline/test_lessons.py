@@ -12,7 +12,7 @@ from mmdlm import Pipeline
 from mmdlm.canvas import IMAGE, TEXT
 from mmdlm.data import Scenes, Split
 from mmdlm.evaluate import KINDS
-from mmdlm.lessons import LESSONS, Lesson, Rows, course
+from mmdlm.lessons import DIRECTION_WORDS, LESSONS, Lesson, Rows, course
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +51,21 @@ def test_around_leaves_what_is_named_first(scenes_pipe, source) -> None:
     assert torch.equal(again.fillable, canvas.fillable)
 
 
+def test_captions_that_are_asked_have_no_holes_but_their_directions(scenes_pipe, source) -> None:
+    two = replace(source, mixture=(0, 1, 0, 0))
+    lesson = Lesson(share=1.0, rows=(0, 1, 0, 0), asked=1.0)
+    canvas = Rows(scenes_pipe, two, lesson)(list(range(16)), np.random.default_rng(0))
+    asked = [scenes_pipe.text_tokenizer.decode([token]) for token in canvas.tokens[canvas.fillable].tolist()]
+    assert len(asked) == 16
+    assert set(asked) == set(DIRECTION_WORDS)
+    ones = Rows(scenes_pipe, replace(source, mixture=(1, 0, 0, 0)), lesson)  # these have no directions
+    assert (ones(list(range(4)), np.random.default_rng(0)).fillable.sum(dim=1) == 22).all()
+
+
 def test_a_course_leaves_out_lessons_without_a_scene() -> None:
     assert list(course(tuple(LESSONS), KINDS)) == list(LESSONS)
     plan = course(tuple(LESSONS), ("one", "groups"))
-    assert list(plan) == ["words", "subjects", "all"]
+    assert list(plan) == ["words", "subjects", "captions", "all"]
     assert plan["words"].mixture == (1.0, 0.0, 0.0, 1.5)
     with pytest.raises(ValueError, match="no lessons spelling: there are words, directions"):
         course(("words", "spelling"), KINDS)

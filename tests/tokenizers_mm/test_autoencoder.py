@@ -49,6 +49,24 @@ def test_the_downsample_factor_follows_the_number_of_stages(stages):
     assert model.encode(pictures(1, 32, 16)).shape == (1, 32 >> stages, 16 >> stages)
 
 
+def test_a_compact_tokenizer_draws_the_same_pictures_with_fewer_codes(tmp_path):
+    model, images = stirred(), pictures(2)
+    codes = model.encode(images)
+    compact = model.compact(codes, (1, 1))
+    again = compact.encode(images)
+    assert compact.size < model.size
+    assert compact.digits == tuple(len(digits.unique()) for digits in (codes % 5, codes // 5))
+    assert torch.equal(compact.decode(again), model.decode(codes))
+    compact.save_pretrained(tmp_path)
+    loaded = Autoencoder.from_pretrained(tmp_path)
+    assert loaded.config == compact.config
+    assert torch.equal(loaded.encode(images), again)
+    with pytest.raises(ValueError, match="compact already"):
+        compact.compact(again, (1, 1))
+    with pytest.raises(ValueError, match="come together"):
+        AutoencoderConfig(**TINY, groups=(1, 1))
+
+
 def test_training_and_use_agree():
     model = stirred()
     images = pictures(3)

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from tokenizers_mm import FSQ, Quantizer
+from tokenizers_mm import FSQ, Compact, Quantizer
 
 LEVELS = [(8, 8, 8), (8, 5, 5, 5), (7,), (2, 3), (2, 2, 2, 2)]
 
@@ -97,3 +97,60 @@ def test_wrong_levels_and_shapes_are_refused():
         FSQ(())
     with pytest.raises(ValueError, match="3 channels"):
         FSQ((8, 8, 8))(torch.zeros(2, 4))
+
+
+def test_a_compact_quantiser_that_lists_everything_is_the_plain_one():
+    fsq = FSQ((4, 3, 2))
+    whole: Quantizer = Compact(fsq, (1, 2), (tuple(range(4)), tuple(range(6))))
+    z = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)) * 2
+    assert (whole.size, whole.dim, whole.levels) == (24, 3, (4, 6))
+    assert torch.equal(whole(z)[1], fsq(z)[1])
+    torch.testing.assert_close(whole(z)[0], fsq(z)[0])
+    assert torch.equal(whole.codes_to_vectors(torch.arange(24)), fsq.codes_to_vectors(torch.arange(24)))
+
+
+def test_a_compact_quantiser_knows_what_was_seen_and_what_that_makes_together():
+    fsq = FSQ((4, 3, 2))
+    seen = torch.tensor([[1 + 4 * 2, 3 + 4 * 5], [1 + 4 * 2, 3 + 4 * 2]])  # numbers 1, 3 and 2, 5
+    used = Compact.seen(fsq, (1, 2), seen)
+    assert used == ((1, 3), (2, 5))
+    small = Compact(fsq, (1, 2), used)
+    every = small.codes_to_vectors(torch.arange(4))
+    assert fsq.vectors_to_codes(every).tolist() == [9, 11, 21, 23]  # 21 = 1 + 4 * 5 was not seen as a whole
+    z = torch.randn(300, 3, generator=torch.Generator().manual_seed(0)) * 2
+    vectors, codes = small(z)
+    torch.testing.assert_close(vectors, small.codes_to_vectors(codes))
+    assert set(codes.tolist()) == set(range(4))
+    first, rest = fsq(z)[0].split([1, 2], dim=-1)
+    for part, ours, theirs in (
+        (every[:2, :1], vectors[:, :1], first),
+        (every[::2, 1:], vectors[:, 1:], rest),
+    ):
+        nearest = torch.cdist(theirs, part).amin(dim=1)
+        torch.testing.assert_close((ours - theirs).norm(dim=1), nearest)
+
+
+def test_gradients_pass_a_compact_quantiser_as_they_pass_the_plain_one():
+    fsq, rng = FSQ((4, 3, 2)), torch.Generator().manual_seed(0)
+    z = torch.randn(20, 3, generator=rng, requires_grad=True)
+    twin = z.detach().clone().requires_grad_()
+    Compact(fsq, (3,), ((0, 7, 23),))(z)[0].sum().backward()
+    fsq(twin)[0].sum().backward()
+    assert z.grad is not None
+    assert twin.grad is not None
+    torch.testing.assert_close(z.grad, twin.grad)
+
+
+@pytest.mark.parametrize(
+    ("groups", "used", "words"),
+    [
+        ((1, 1), ((0,), (0,)), "3 in all"),
+        ((1, 2), ((0,),), "2 groups of digits want as many lists, got 1"),
+        ((1, 2), ((0,), ()), r"group 1 wants some of 0\.\.5"),
+        ((1, 2), ((1, 0), (0,)), "group 0 wants some of 0..3, ascending"),
+        ((1, 2), ((0,), (6,)), r"got \[6\]"),
+    ],
+)
+def test_lists_that_do_not_fit_are_named(groups, used, words):
+    with pytest.raises(ValueError, match=words):
+        Compact(FSQ((4, 3, 2)), groups, used)

@@ -51,6 +51,7 @@ from tokenizers_mm import Autoencoder, AutoencoderConfig, BytePairTokenizer, Voc
 PRECISIONS = {"float32": Float32(), "bfloat16": BFloat16Autocast()}  # bfloat16 where the processor has it
 LEVELS = (4, 4, 4, 8, 8)  # of a code's digits
 FACTORS = (0, 1, 1, 2, 2)  # what each digit means: background, colour, form
+GROUPS = (1, 2, 2)  # as many digits each: the codes that are kept are those of forms and colours that occur
 WINDOWS = 16  # scenes an update of the tokenizer, in four paints each
 EXAM_SEED = 1000  # scenes that no setting was chosen on
 
@@ -97,6 +98,7 @@ def recipe(
     if start is None:
         image_tokenizer = Autoencoder(AutoencoderConfig(levels=LEVELS))
         yield image_run(image_tokenizer, painted, out / "image_tokenizer", tokenizer_steps, progress)
+        image_tokenizer = image_tokenizer.compact(codes_of(image_tokenizer, painted, 8000), GROUPS)
         pipe = untrained(image_tokenizer, kinds, dim=dim, depth=depth)
         history = [stage(out / "image_tokenizer", "image tokenizer", 4 * WINDOWS)]
     else:
@@ -186,6 +188,12 @@ def image_run(
         checkpoint_every=500,
         progress=progress,
     )
+
+
+def codes_of(module: Autoencoder, source: Scenes, count: int) -> Tensor:
+    """The codes of so many scenes."""
+    parts = torch.arange(count).split(250)
+    return torch.cat([module.encode(to_tensor(source.images(part.tolist()))) for part in parts])
 
 
 def whole(source: Scenes, indices: list[int], rng: np.random.Generator) -> Tensor:
