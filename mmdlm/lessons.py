@@ -44,6 +44,7 @@ class Lesson:
     told: bool = False  # ... and around those that the caption names first
     image: float = 4.0  # weight of the loss of pictures; that of texts is 4
     asked: float = 0.0  # of the captions of given pictures, how many have no holes but their directions
+    begun: float = 0.0  # of all captions that are open, how many have a beginning that is given
 
 
 LESSONS = {
@@ -54,7 +55,7 @@ LESSONS = {
     "subjects": Lesson(share=0.12, mixture=(0.2, 3, 1, 0.3), rows=(1, 4, 18, 9), laws=PLACING, around=0.6),
     "relations": Lesson(share=0.03, mixture=(0, 1, 0, 0), rows=(2, 30, 0, 0), asked=1.0),
     "captions": Lesson(share=0.08, mixture=(1, 3, 4, 1.5), rows=(4, 14, 8, 6), asked=0.4, image=2.0),
-    "all": Lesson(share=0.59, mixture=(1, 3, 4, 1.5), rows=(2, 5, 4, 5), asked=0.15, image=3.0),
+    "all": Lesson(share=0.59, mixture=(1, 3, 4, 1.5), rows=(2, 5, 4, 5), asked=0.15, begun=0.5, image=3.0),
 }
 
 
@@ -82,7 +83,7 @@ class Rows:
         self.pipe = pipe
         self.source = source
         self.lesson = lesson
-        self.directions = {pipe.text_tokenizer.encode(word)[0] for word in DIRECTION_WORDS}
+        self.directions = [pipe.text_tokenizer.encode(word)[0] for word in DIRECTION_WORDS]
         self.ends = [sum(lesson.rows[: number + 1]) / sum(lesson.rows) for number in range(3)]
 
     def __call__(self, indices: list[int], rng: np.random.Generator) -> Canvas:
@@ -96,20 +97,31 @@ class Rows:
         asked = [source.question(s, index) for s, index in zip(scenes[:ask], indices[:ask], strict=True)]
         holes = [self._hole(*pair, rng) for pair in zip(scenes[tell:draw], said[tell:draw], strict=True)]
         inside = np.array(holes, dtype=bool).reshape(-1, *layout.grid)
-        blanks = [self._blanks(caption, rng) for caption in captions[ask:tell]]
+        told = self._open(captions[ask:tell], rng, asked=self.lesson.asked)
+        paired = self._open(captions[draw:], rng, asked=0.0)
         return Canvas.concat(
             [
                 layout.questions(codes[:ask], [encode(q) for q, _ in asked], [encode(a) for _, a in asked]),
-                layout.captionings(codes[ask:tell], captions[ask:tell], blanks=blanks),
+                layout.captionings(codes[ask:tell], captions[ask:tell], holes=told),
                 layout.inpaintings(codes[tell:draw], torch.from_numpy(inside), captions[tell:draw]),
-                layout.pairs(captions[draw:], codes[draw:]),
+                layout.pairs(captions[draw:], codes[draw:], holes=paired),
             ]
         )
 
-    def _blanks(self, caption: list[int], rng: np.random.Generator) -> list[bool] | None:
-        """Which tokens of a caption are open: all, or its directions alone."""
-        directions = [token in self.directions for token in caption]
-        return directions if rng.random() < self.lesson.asked and any(directions) else None
+    def _open(self, captions: list[list[int]], rng: np.random.Generator, *, asked: float) -> torch.Tensor:
+        """(B, caption) bool: of each caption all, what comes behind a beginning, or its directions alone."""
+        room = self.pipe.layout.caption
+        places, opened = np.arange(room), np.ones((len(captions), room), dtype=bool)
+        for row, caption in enumerate(captions):
+            directions = np.isin(
+                np.pad(caption, (0, room - len(caption)), constant_values=-1), self.directions
+            )
+            coin = rng.random()
+            if coin < asked and directions.any():
+                opened[row] = directions
+            elif coin > 1 - self.lesson.begun:
+                opened[row] = places >= rng.integers(len(caption) + 1)
+        return torch.from_numpy(opened)
 
     def _hole(self, scene: Scene, said: str, rng: np.random.Generator) -> np.ndarray:
         if rng.random() < self.lesson.around:

@@ -45,11 +45,13 @@ class Layout:
 
     # whole canvases, for training: what may be noised is open
 
-    def pairs(self, captions: Sequence[Ids], codes: Tensor) -> Canvas:
-        """Captions and pictures, all open; `codes` (B, h, w) long count from 0, as image tokenizers do."""
-        return self._canvas(
-            self.pair_frame, self._open(self._texts(captions, self.caption)), self._open(self._codes(codes))
-        )
+    def pairs(self, captions: Sequence[Ids], codes: Tensor, *, holes: Tensor | None = None) -> Canvas:
+        """Captions and pictures, all open; `codes` (B, h, w) long count from 0, as image tokenizers do.
+
+        With `holes` (B, caption) bool the captions are open only inside them.
+        """
+        text = self._open_texts(captions, holes)
+        return self._canvas(self.pair_frame, text, self._open(self._codes(codes)))
 
     def questions(self, codes: Tensor, questions: Sequence[Ids], answers: Sequence[Ids]) -> Canvas:
         """Pictures and questions given, the answers open."""
@@ -57,14 +59,9 @@ class Layout:
         answer = self._open(self._texts(answers, self.answer))
         return self._canvas(self.question_frame, image, question, answer)
 
-    def captionings(
-        self, codes: Tensor, captions: Sequence[Ids], *, blanks: Sequence[Sequence[bool] | None] | None = None
-    ) -> Canvas:
-        """Pictures given, the captions open; of a caption with `blanks`, one a token, those tokens alone."""
-        text = self._open(self._texts(captions, self.caption))
-        if blanks is not None:
-            text = Fill(text.ids, open=self._blanks(captions, blanks))
-        return self._canvas(self.pair_frame, text, Fill(self._codes(codes)))
+    def captionings(self, codes: Tensor, captions: Sequence[Ids], *, holes: Tensor | None = None) -> Canvas:
+        """Pictures given, the captions open; with `holes` (B, caption) bool, only inside them."""
+        return self._canvas(self.pair_frame, self._open_texts(captions, holes), Fill(self._codes(codes)))
 
     def inpaintings(self, codes: Tensor, holes: Tensor, captions: Sequence[Ids]) -> Canvas:
         """Captions and pictures given, the pictures open inside `holes` (B, h, w) bool."""
@@ -154,16 +151,9 @@ class Layout:
             rows.append([*text, *([self.vocab.specials["end"]] * (capacity - len(text)))])
         return torch.tensor(rows, dtype=torch.long).reshape(len(rows), capacity)
 
-    def _blanks(self, captions: Sequence[Ids], blanks: Sequence[Sequence[bool] | None]) -> Tensor:
-        """(B, caption) bool; None opens the whole run."""
-        opened = torch.ones(len(captions), self.caption, dtype=torch.bool)
-        for row, (caption, mine) in enumerate(zip(captions, blanks, strict=True)):
-            if mine is not None:
-                if len(mine) != len(caption):
-                    raise ValueError(f"{len(mine)} blanks for a caption of {len(caption)} tokens")
-                opened[row] = torch.arange(self.caption) < len(caption)
-                opened[row, : len(caption)] &= torch.tensor(mine, dtype=torch.bool)
-        return opened
+    def _open_texts(self, captions: Sequence[Ids], holes: Tensor | None) -> Fill:
+        ids = self._texts(captions, self.caption)
+        return self._open(ids) if holes is None else Fill(ids, open=holes)
 
     def _hole_text(self, prefixes: Sequence[Ids], capacity: int) -> Fill:
         ids = self._texts(prefixes, capacity)

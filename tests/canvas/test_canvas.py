@@ -74,15 +74,17 @@ def test_whole_canvases_open_only_what_may_be_noised():
     assert canvas.fillable[0].nonzero().squeeze(1).tolist() == [14, 15]
 
 
-def test_captions_are_open_as_a_whole_or_at_their_blanks():
-    whole = LAYOUT.captionings(codes(2), [[1, 2, 3], [4]])
-    assert whole.fillable.nonzero().tolist() == [[row, place] for row in (0, 1) for place in range(1, 6)]
-    some = LAYOUT.captionings(codes(2), [[1, 2, 3], [4]], blanks=[[True, False, True], None])
-    assert some.fillable[0].nonzero().squeeze(1).tolist() == [1, 3]  # nor is what stands behind the caption
-    assert torch.equal(some.fillable[1], whole.fillable[1])
-    assert torch.equal(some.tokens, whole.tokens)
-    with pytest.raises(ValueError, match="2 blanks for a caption of 3 tokens"):
-        LAYOUT.captionings(codes(1), [[1, 2, 3]], blanks=[[True, False]])
+def test_captions_are_open_as_a_whole_or_inside_holes():
+    holes = torch.tensor([[True, False, True, False, False], [True] * 5])
+    for make in (LAYOUT.captionings, lambda codes, captions, **more: LAYOUT.pairs(captions, codes, **more)):
+        whole = make(codes(2), [[1, 2, 3], [4]])
+        some = make(codes(2), [[1, 2, 3], [4]], holes=holes)
+        caption = whole.span == 0
+        assert whole.fillable[caption].all()
+        assert torch.equal(some.fillable[caption], holes.flatten())
+        assert torch.equal(some.fillable[~caption], whole.fillable[~caption])
+        assert torch.equal(some.tokens, whole.tokens)
+        assert not some.masked.any()
 
 
 def test_texts_that_do_not_fit_are_refused():

@@ -62,6 +62,18 @@ def test_captions_that_are_asked_have_no_holes_but_their_directions(scenes_pipe,
     assert (ones(list(range(4)), np.random.default_rng(0)).fillable.sum(dim=1) == 22).all()
 
 
+def test_a_caption_that_is_begun_is_open_behind_its_beginning(scenes_pipe, source) -> None:
+    lesson = Lesson(share=1.0, rows=(0, 1, 0, 1), begun=1.0)
+    canvas = Rows(scenes_pipe, source, lesson)(list(range(32)), np.random.default_rng(0))
+    opened = (canvas.fillable & (canvas.span == 0))[:, 1:23].long()
+    assert (opened.diff(dim=1) >= 0).all()  # closed, then open to the end
+    begun = 22 - opened.sum(dim=1)
+    assert len(set(begun[:16].tolist())) > 5
+    assert len(set(begun[16:].tolist())) > 5
+    ends = (canvas.tokens[:, 1:23] == scenes_pipe.layout.vocab.specials["end"]).sum(dim=1)
+    assert (begun <= 22 - ends).all()  # at least what closes the caption is open
+
+
 def test_a_course_leaves_out_lessons_without_a_scene() -> None:
     assert list(course(tuple(LESSONS), KINDS)) == list(LESSONS)
     plan = course(tuple(LESSONS), ("one", "groups"))
