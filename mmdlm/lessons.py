@@ -20,9 +20,8 @@ __all__ = ["DIRECTION_WORDS", "LESSONS", "Lesson", "Rows", "course"]
 DIRECTION_WORDS = ("left", "right", "above", "below")  # one word of a caption on which most hangs
 GIVEN = Edges(text=0.1, image=0.9, hide=0.05)
 ALONE = Edges(text=1.0, image=0.0, hide=1.0)  # a caption of nothing: how a joint sample begins
-PLACED = Raised(
-    Edges(text=0.0, image=1.0, hide=0.0), floor=0.8, only=IMAGE
-)  # where things go is decided first
+# where things go is decided first
+PLACED = Raised(Edges(text=0.0, image=1.0, hide=0.0), floor=0.8, only=IMAGE)
 LAWS = Mixture(((0.15, Square()), (0.05, Diagonal()), (0.25, GIVEN), (0.3, PLACED), (0.25, ALONE)))
 PLACING = Mixture(((0.1, Square()), (0.2, GIVEN), (0.7, PLACED)))
 

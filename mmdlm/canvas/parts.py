@@ -49,11 +49,9 @@ class Rows:
 
         There the host does not know how many they are.
         """
-        return (
-            self.index.div(length, rounding_mode="floor").unique()
-            if self.index.device.type == "cpu"
-            else None
-        )
+        if self.index.device.type != "cpu":
+            return None
+        return self.index.div(length, rounding_mode="floor").unique()
 
     def gather(self, column: Tensor) -> Tensor:
         """(B, L, ...) -> (M, ...)."""

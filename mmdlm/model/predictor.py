@@ -110,16 +110,16 @@ class Predictor(nn.Module):
         return results
 
     def _features(self, canvas: Canvas, rows: Rows) -> Tensor:
-        """(B, L, D); on the CPU 0 in the rows of the canvas that nothing was asked of."""
+        """(B, L, D); on the CPU 0 in the rows of the canvas that nothing is asked of."""
         items = rows.items(canvas.shape[1])
-        some = items is not None and 0 < len(items) < canvas.shape[0]
-        seen = canvas.select(items) if items is not None and some else canvas
-        features = self.network.features(seen)
-        if self.shift:
-            features = shift_right(features, seen.segment)
-        if items is None or not some:
-            return features
+        if items is None or not 0 < len(items) < canvas.shape[0]:
+            return self._shifted(canvas)
+        features = self._shifted(canvas.select(items))
         return features.new_zeros(canvas.shape[0], *features.shape[1:]).index_copy(0, items, features)
+
+    def _shifted(self, canvas: Canvas) -> Tensor:
+        features = self.network.features(canvas)
+        return shift_right(features, canvas.segment) if self.shift else features
 
     def _split(self, canvas: Canvas, rows: Rows) -> list[tuple[Rows, slice]]:
         asked: list[tuple[Rows, slice]] = []
