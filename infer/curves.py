@@ -1,4 +1,4 @@
-"""Exactness against steps, guidance and order: `python infer/curves.py --num 200 --out out/curves`.
+"""Exactness against forwards, guidance and order: `python infer/curves.py --num 200 --out out/curves`.
 
 Every finished point is in OUT/curves.json at once; the same command again goes on where it was broken off.
 The plots are in OUT/curves.html, a page that needs no other file.
@@ -52,11 +52,12 @@ def main(arguments: Sequence[str]) -> None:
         low, high = done.rate.interval
         left = (time.perf_counter() - began) * (whole / paid - 1) / 60
         print(
-            f"{number:>4}/{len(points)}  {done.figure:<8}  {done.task:<13}  {done.line:<28}  {done.x:>4g}  "
-            f"{done.rate.share:.3f} [{low:.3f}, {high:.3f}]  {done.seconds:6.1f} s  {left:5.1f} min left",
+            f"{number:>4}/{len(points)}  {done.figure:<8}  {done.task:<13}  {done.line:<33}  {done.x:>4g}  "
+            f"{done.rate.share:.3f} [{low:.3f}, {high:.3f}]  {done.spent:5.1f} forwards  "
+            f"{done.seconds:6.1f} s  {left:5.1f} min left",
             flush=True,
         )
-    page = Page("mmdlm: exactness against steps, guidance and order")
+    page = Page("mmdlm: exactness against forwards, guidance and order")
     show_curves(page, curves)
     page.save(given.out / "curves.html")
     print(path)

@@ -17,7 +17,7 @@ _TITLES = {"text_to_image": "Pictures from prompts", "caption": "Captions of pic
 # Two panels for legibility; the first line is in both, and what the others are seen against.
 _BASE = "surest first, linear, T 0.3"
 _PANELS = {
-    "temperature and schedule": (_BASE, *(n for n in POLICIES if n.startswith("surest") and n != _BASE)),
+    "schedule and threshold": (_BASE, *(n for n in POLICIES if n.startswith("surest") and n != _BASE)),
     "order": (_BASE, *(n for n in POLICIES if not n.startswith("surest"))),
 }
 
@@ -105,7 +105,7 @@ def show_joint(page: Page, measurements: Sequence[Measurement]) -> None:
         for rate, comparisons in told.items():
             comparison = comparisons.get(found.line, {}).get(found.x)
             cells += [_percent(rate(found)), "" if comparison is None else _chance(comparison.p)]
-        rows.append((f"{found.forwards / found.total:g}", found.line, *cells, f"{found.distinct}"))
+        rows.append((f"{found.spent:g}", found.line, *cells, f"{found.distinct}"))
     head = (
         "forwards",
         "order",
@@ -117,7 +117,8 @@ def show_joint(page: Page, measurements: Sequence[Measurement]) -> None:
     )
     page.table(head, rows)
     page.paragraph(
-        "The model's own policy for pairs, with a linear schedule and without guidance, on three walks. One "
+        "The model's own policy for pairs, with a linear schedule, without threshold and guidance, on three "
+        "walks. One "
         "after the other, each modality gets half of the forwards, but not more than it has places; every "
         "forward fills one place "
         "at least, so that with many forwards the shorter span is full early. Lawful: the grammar can read "
@@ -127,7 +128,7 @@ def show_joint(page: Page, measurements: Sequence[Measurement]) -> None:
 
 
 def _show_steps(page: Page, task: str, measurements: Sequence[Measurement]) -> None:
-    page.heading(f"{_TITLES[task]}: exactness against steps")
+    page.heading(f"{_TITLES[task]}: exactness against forwards")
     page.paragraph(_choice(measurements))
     for name, lines in _PANELS.items():
         drawn = _lines(measurements, lines, _right, _spent)
@@ -140,7 +141,7 @@ def _show_steps(page: Page, task: str, measurements: Sequence[Measurement]) -> N
         rows.append((line, *(_percent(found[x].rate) if x in found else "" for x in steps)))
         if any(round(one.spent, 1) < one.x for one in found.values()):
             spent = (f"{found[x].spent:.1f}" if x in found else "" for x in steps)
-            rows.append(("  forwards that it took", *spent))
+            rows.append(("- forwards that it took", *spent))
     page.table(("exactly right, %, by steps", *(f"{x:g}" for x in steps)), rows)
 
 
@@ -159,7 +160,7 @@ def _show_guidance(page: Page, measurements: Sequence[Measurement]) -> None:
     rows = []
     for one in found:
         p = _chance(told[one.x].p) if one.x in told else ""
-        rows.append((f"{one.x:g}", _percent(one.rate), p, f"{one.forwards / one.total:g}"))
+        rows.append((f"{one.x:g}", _percent(one.rate), p, f"{one.spent:.3g}"))
     page.table(("scale", "exactly right, %", "p against scale 0 (Fisher, Holm)", "forwards a picture"), rows)
 
 
@@ -240,8 +241,8 @@ def _lines(
     """The named lines that have points, at x or `by` another number; cosine schedules are dashed."""
     lines = []
     for name in names:
-        rates = {found.x if by is None else by(found): rate(found) for found in _sorted(measurements, name)}
-        points = [(x, one.share, *one.interval) for x, one in rates.items()]
+        found = [(one.x if by is None else by(one), rate(one)) for one in _sorted(measurements, name)]
+        points = sorted((x, one.share, *one.interval) for x, one in found)
         lines += [Line(name, points, dashed="cosine" in name)] if points else []
     return lines
 
@@ -259,7 +260,8 @@ def _lawful(found: Measurement) -> Rate:
 
 
 def _plot(lines: Sequence[Line], title: str, x_label: str, y_label: str) -> str:
-    return plot(lines, title=title, x_label=x_label, y_label=y_label, scale=math.log2)
+    ticks = [2.0**power for power in range(11)]
+    return plot(lines, title=title, x_label=x_label, y_label=y_label, scale=math.log2, ticks=ticks)
 
 
 def _sorted(measurements: Sequence[Measurement], line: str) -> list[Measurement]:

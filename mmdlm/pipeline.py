@@ -30,11 +30,11 @@ Guidance = float | Mapping[str, float]
 class Pipeline:
     """One model for pictures from prompts, captions, answers, pairs, text, infilling and inpainting.
 
-    Every generating method takes `steps` (passes of the sampler), `guidance` (scale w of (1 + w) conditional
-    - w unconditional logits; one number for whatever is generated, or {"text": ..., "image": ...}), `seed`,
-    `policy` (the sampler itself) and `progress` (a bar on stderr); what is left out comes from the model's
-    generation_config.json. A sample depends on (seed, its place in the call) alone, not on the batch size nor
-    on its neighbours.
+    Every generating method takes `steps` (passes of the sampler at most), `guidance` (scale w of (1 + w)
+    conditional - w unconditional logits; one number for whatever is generated, or {"text": ..., "image":
+    ...}), `seed`, `policy` (the sampler itself) and `progress` (a bar on stderr); what is left out comes from
+    the model's generation_config.json. A sample depends on (seed, its place in the call) alone, not on the
+    batch size nor on its neighbours.
     """
 
     def __init__(
@@ -337,6 +337,7 @@ class Pipeline:
                 for after in states:
                     bar.update()
                     state = after
+                bar.update(chosen.steps - int(state.step.max()))  # a policy may need fewer
                 forwards += counted.forwards
                 new_texts, new_images = job.read(self.codec, state.canvas)
                 texts += new_texts

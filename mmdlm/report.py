@@ -139,12 +139,13 @@ def plot(
     x_label: str,
     y_label: str,
     scale: Callable[[float], float] = float,
+    ticks: Sequence[float] | None = None,
 ) -> str:
     """An SVG element of shares in per cent against x, each point with its interval, each line with its name.
 
-    The x axis is `scale` (say math.log2) of the values, ticked where points are. Lines differ in colour, in
-    marker and by the name at their end; a point tells its numbers to the mouse. Raises ValueError for no
-    points.
+    The x axis is `scale` (say math.log2) of the values, ticked at those `ticks` that lie within them, or
+    where points are. Lines differ in colour, in marker and by the name at their end; a point tells its
+    numbers to the mouse. Raises ValueError for no points.
     """
     values = sorted({x for line in lines for x, *_ in line.points})
     if not values or not all(line.points for line in lines):
@@ -163,7 +164,7 @@ def plot(
     for percent in range(0, top + 1, step):
         parts.append(_stroke([(_LEFT, up(percent / 100)), (_LEFT + _WIDE, up(percent / 100))], _GRID))
         parts.append(_words(_LEFT - 8, up(percent / 100) + 4.5, f"{percent} %", 'text-anchor="end"'))
-    for x in values:
+    for x in values if ticks is None else [tick for tick in ticks if values[0] <= tick <= values[-1]]:
         parts.append(_stroke([(across(x), _TOP + _HIGH), (across(x), _TOP + _HIGH + 5)], _AXIS))
         parts.append(_words(across(x), _TOP + _HIGH + 21, f"{x:g}", 'text-anchor="middle"'))
     parts.append(_stroke([(_LEFT, _TOP + _HIGH), (_LEFT + _WIDE, _TOP + _HIGH)], _AXIS))

@@ -31,9 +31,8 @@ class AutoencoderConfig:
     decoder_blocks: tuple[int, ...] = (1, 1, 2)
     levels: tuple[int, ...] = (8, 8, 8)  # of FSQ
     context: int = 1  # kernel of the encoder's blocks; 1: a code depends on its own patch alone
-    groups: tuple[int, ...] | None = (
-        None  # of digits, and for each the numbers that have a code: see `Compact`
-    )
+    # groups of the channels of FSQ, and the numbers of each that have a code: see `Compact`
+    groups: tuple[int, ...] | None = None
     used: tuple[tuple[int, ...], ...] | None = None
 
     def __post_init__(self) -> None:
@@ -183,10 +182,10 @@ class Autoencoder(nn.Module):
         return self.quantizer.levels
 
     def compact(self, codes: Tensor, groups: tuple[int, ...]) -> Autoencoder:
-        """The same tokenizer on the CPU, with codes for no more than what `codes` (...) long show.
+        """A copy on the CPU, with codes for no more than what `codes` (...) long show.
 
-        Digits are taken in `groups` of neighbours, and every combination of groups that occur has a code, so
-        that what a group stands for can meet in ways that were not seen. Raises ValueError where this
+        Channels are taken in `groups` of neighbours, and every combination of numbers that occur has a code,
+        so that what groups stand for can meet in ways that were not seen. Raises ValueError where this
         tokenizer is compact already.
         """
         if not isinstance(self.quantizer, FSQ):
@@ -203,7 +202,7 @@ class Autoencoder(nn.Module):
     def forward(self, images: Tensor, exchange: Callable[[Tensor], Tensor] | None = None) -> Reconstruction:
         """(B, 3, H, W) in [-1, 1] to the reconstruction, with gradients, and the codes.
 
-        `exchange` changes the quantised vectors (B, h, w, D), a channel for each digit, before the decoder
+        `exchange` changes the quantised vectors (B, h, w, D), a channel for each level, before the decoder
         sees them; the codes stay the encoder's.
         """
         check_images(images)

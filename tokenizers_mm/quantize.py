@@ -117,10 +117,10 @@ class FSQ(nn.Module):
 class Compact(nn.Module):
     """FSQ without the codes that nothing uses: a smaller vocabulary for what reads and draws the codes.
 
-    Neighbouring digits are taken together, `groups` of them at a time, as numbers in mixed radix (first digit
-    fastest); `used` lists the numbers of each group that have a code. The digits of a code are places in
-    these lists, first group fastest. A vector that falls on an unlisted number gets the nearest listed one of
-    its group (Euclidean; among equals the first).
+    Neighbouring channels are taken together, `groups` of them at a time; the levels of a group make a number,
+    first channel fastest, and `used` lists the numbers of each group that have a code. The digits of a code
+    are places in these lists, first group fastest. A vector that falls on an unlisted number gets the nearest
+    listed one of its group (Euclidean; among equals the first).
     """
 
     counts: Tensor
@@ -132,18 +132,21 @@ class Compact(nn.Module):
         self.groups = groups
         self.used = used
         parts = _parts(fsq, groups)
+        self._sizes = [part.size for part in parts]
         if len(used) != len(groups):
-            raise ValueError(f"{len(groups)} groups of digits want as many lists, got {len(used)}")
+            raise ValueError(f"{len(groups)} groups of channels want as many lists, got {len(used)}")
         for number, (part, some) in enumerate(zip(parts, used, strict=True)):
             if not some or list(some) != sorted(set(some)) or not 0 <= some[0] <= some[-1] < part.size:
                 raise ValueError(
                     f"group {number} wants some of 0..{part.size - 1}, ascending, got {list(some)[:8]}"
                 )
-            listed = torch.tensor(some)
-            every = part.codes_to_vectors(torch.arange(part.size))
-            place = torch.cdist(every, part.codes_to_vectors(listed)).argmin(dim=1)
-            self.register_buffer(f"listed{number}", listed, persistent=False)
+            every = part.codes_to_vectors(torch.arange(part.size)).double()
+            listed = every[list(some)]
+            place = (every[:, None] - listed[None]).square().sum(-1).argmin(dim=1)
             self.register_buffer(f"place{number}", place, persistent=False)
+            # A level, not its value: a module that is cast to bfloat16 casts its floating buffers.
+            level = torch.tensor(some)[:, None] // part.basis % part.counts
+            self.register_buffer(f"level{number}", level, persistent=False)
         basis = [math.prod(self.levels[:number]) for number in range(len(groups))]
         self.register_buffer("counts", torch.tensor(self.levels), persistent=False)
         self.register_buffer("basis", torch.tensor(basis), persistent=False)
@@ -151,7 +154,7 @@ class Compact(nn.Module):
     @staticmethod
     def seen(fsq: FSQ, groups: tuple[int, ...], codes: Tensor) -> tuple[tuple[int, ...], ...]:
         """The `used` of the codes of `fsq`, (...) long, that were seen."""
-        numbers = _numbers(fsq, groups, codes.unique())
+        numbers = _numbers([part.size for part in _parts(fsq, groups)], codes.unique())
         return tuple(tuple(number.unique().tolist()) for number in numbers)
 
     @property
@@ -169,34 +172,31 @@ class Compact(nn.Module):
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """(..., dim) to quantised (..., dim) float32 and codes (...) long; gradients pass as through FSQ."""
         vectors, codes = self.fsq(z)
-        numbers = _numbers(self.fsq, self.groups, codes)
+        numbers = _numbers(self._sizes, codes)
         places = [self.get_buffer(f"place{i}")[number] for i, number in enumerate(numbers)]
         codes = (torch.stack(places, dim=-1) * self.basis).sum(-1)
         return vectors + (self.codes_to_vectors(codes) - vectors).detach(), codes
 
     def codes_to_vectors(self, codes: Tensor) -> Tensor:
         """(...) long in [0, size) to (..., dim) float32."""
-        places = codes.unsqueeze(-1) // self.basis % self.counts
-        parts = zip(_parts(self.fsq, self.groups), places.unbind(-1), strict=True)
-        vectors = [
-            part.to(codes.device).codes_to_vectors(self.get_buffer(f"listed{i}")[place])
-            for i, (part, place) in enumerate(parts)
-        ]
-        return torch.cat(vectors, dim=-1)
+        places = (codes.unsqueeze(-1) // self.basis % self.counts).unbind(-1)
+        levels = torch.cat([self.get_buffer(f"level{i}")[place] for i, place in enumerate(places)], dim=-1)
+        scale = self.fsq.counts // 2
+        return (levels - scale) / scale
 
 
 def _parts(fsq: FSQ, groups: tuple[int, ...]) -> list[FSQ]:
     """The quantiser of each group's channels."""
     if not groups or min(groups) < 1 or sum(groups) != fsq.dim:
-        raise ValueError(f"groups of digits must be of 1 or more and {fsq.dim} in all, got {groups}")
+        raise ValueError(f"groups of channels must be of 1 or more and {fsq.dim} in all, got {groups}")
     starts = [sum(groups[:number]) for number in range(len(groups))]
     return [FSQ(fsq.levels[start : start + size]) for start, size in zip(starts, groups, strict=True)]
 
 
-def _numbers(fsq: FSQ, groups: tuple[int, ...], codes: Tensor) -> list[Tensor]:
-    """The number of each group of digits, (...) long each."""
+def _numbers(sizes: list[int], codes: Tensor) -> list[Tensor]:
+    """The number of each group, (...) long each."""
     numbers = []
-    for part in _parts(fsq, groups):
-        numbers.append(codes % part.size)
-        codes = codes // part.size
+    for size in sizes:
+        numbers.append(codes % size)
+        codes = codes // size
     return numbers

@@ -44,10 +44,10 @@ class Rows:
             return Rows(index, torch.ones_like(index, dtype=torch.bool))
         return Rows(self.index, kept)
 
-    def items(self, length: int) -> Tensor | None:
-        """(N,) long: the rows of a canvas of this length that are named, ascending; None on an accelerator.
+    def samples(self, length: int) -> Tensor | None:
+        """(N,) long: the samples (rows of a canvas of this length) that have a position here, ascending.
 
-        There the host does not know how many they are.
+        None on an accelerator: there the host does not know how many they are.
         """
         if self.index.device.type != "cpu":
             return None

@@ -187,10 +187,12 @@ class Raised:
     def draw(self, canvas: Canvas, rng: torch.Generator, strata: Strata = WHOLE) -> Draw:
         drawn = self.times.draw(canvas, rng, strata)
         raised = self.floor + (1 - self.floor) * drawn.level
-        wanted = drawn.group >= 0
-        if self.only is not None:
-            wanted = wanted & (canvas.modality == self.only)
-        return replace(drawn, level=torch.where(wanted, raised, drawn.level))
+        if self.only is None:
+            return replace(drawn, level=torch.where(drawn.group >= 0, raised, drawn.level))
+        wanted = (drawn.group >= 0) & (canvas.modality == self.only)
+        # a group has one level, so what is raised of one is a group of its own
+        group = torch.where(wanted, drawn.group + drawn.num_groups, drawn.group)
+        return Draw(torch.where(wanted, raised, drawn.level), group, 2 * drawn.num_groups)
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,10 @@ class Predictor(nn.Module):
         the gradient, so `reduce` must give the same result twice). On the CPU a range without rows gives
         nothing, and a row of the canvas that nothing is asked of costs nothing.
         """
-        features = self._features(canvas, rows)
         asked = self._split(canvas, rows)
+        if not asked:
+            return []
+        features = self._features(canvas, rows)
         if reduce is None:
             return [self._part(features, part_rows, ids) for part_rows, ids in asked]
         results: list[T] = []
@@ -111,11 +113,11 @@ class Predictor(nn.Module):
 
     def _features(self, canvas: Canvas, rows: Rows) -> Tensor:
         """(B, L, D); on the CPU 0 in the rows of the canvas that nothing is asked of."""
-        items = rows.items(canvas.shape[1])
-        if items is None or not 0 < len(items) < canvas.shape[0]:
+        asked = rows.samples(canvas.shape[1])
+        if asked is None or len(asked) == canvas.shape[0]:
             return self._shifted(canvas)
-        features = self._shifted(canvas.select(items))
-        return features.new_zeros(canvas.shape[0], *features.shape[1:]).index_copy(0, items, features)
+        features = self._shifted(canvas.select(asked))
+        return features.new_zeros(canvas.shape[0], *features.shape[1:]).index_copy(0, asked, features)
 
     def _shifted(self, canvas: Canvas) -> Tensor:
         features = self.network.features(canvas)

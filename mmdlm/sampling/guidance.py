@@ -118,8 +118,8 @@ class _CountedPredict:
         self, canvas: Canvas, rows: Rows, *, reduce: Callable[[Part], T] | None = None
     ) -> list[Part] | list[T]:
         size, length = canvas.shape
-        items = rows.items(length)
-        size = size if items is None else len(items)
+        asked = rows.samples(length)
+        size = size if asked is None else len(asked)
         self._counter.calls += 1
         self._counter.forwards += size
         self._counter.positions += size * length

@@ -11,6 +11,8 @@ from mmdlm.canvas import Canvas, Denoiser, Part
 from mmdlm.sampling.policy import Policy
 from mmdlm.sampling.state import Move, Proposal, State, Step
 
+_POLL = 8  # steps between two looks at an accelerator, whether every row is done
+
 
 def denoise(
     denoiser: Denoiser,
@@ -37,7 +39,7 @@ def resume(denoiser: Denoiser, state: State, *, policy: Policy, mask: int) -> It
     with torch.no_grad():
         predict = denoiser.begin(state.canvas)
     yield state
-    for _ in range(state.remaining()):
+    for number in range(1, 1 + state.remaining()):
         with torch.no_grad():
             rows = policy.ask(state)
             parts = predict(state.canvas, rows) if rows.index.shape[0] else []
@@ -45,7 +47,8 @@ def resume(denoiser: Denoiser, state: State, *, policy: Policy, mask: int) -> It
             move = policy.move(Step(state, proposal))
             state = state.advance(_apply(state, proposal, move, mask))
         yield state
-        if state.done.device.type == "cpu" and bool(state.done.all()):  # free here; a sync on an accelerator
+        # free on the CPU, a sync on an accelerator
+        if (state.done.device.type == "cpu" or number % _POLL == 0) and bool(state.done.all()):
             return
 
 

@@ -19,7 +19,8 @@ class Order(Protocol):
         """(B, L) float; read only where a proposal was made.
 
         Before the model is asked there is no proposal; an order that needs one then gives None, and is asked
-        again. From any other the policy knows beforehand what it will write, and asks for nothing else.
+        again. From any other the policy knows beforehand what it will write, and asks for nothing else: its
+        score must be the same without and with a proposal.
         """
         ...
 

@@ -110,10 +110,11 @@ class Confidence(Policy):
     (arXiv:2502.09992, low-confidence remasking) with a linear one and none. At its modality's clock c a span
     that had n holes keeps floor(n * (1 - alpha(1 - c))) of them; while the clock runs at least one goes a
     step, when it ends all do. The score is that of `order` plus choice_temperature * (1 - c) * Gumbel noise.
-    Every number is computed afresh from c each step. With a `threshold`, whatever was drawn with at least
-    that probability (before temperature) is revealed as well (Fast-dLLM, arXiv:2505.22618): a row is then
-    done in fewer steps. Without one, an order that looks at no proposal has the model asked only where it
-    writes. `order` may differ by modality, and so may every setting but the path.
+    Every number is computed afresh from c each step. With a `threshold`, a hole whose most probable token has
+    at least that probability (before temperature) is filled as well, whatever was drawn (Fast-dLLM,
+    arXiv:2505.22618): a row is then done in fewer steps. Without one, an order that looks at no proposal has
+    the model asked only where it writes. `order` may differ by modality, and so may every setting but the
+    path.
     """
 
     schedule: Schedule | ByModality[Schedule] = Cosine()
@@ -156,7 +157,7 @@ class Confidence(Policy):
         thresholds = ByModality.of(self.threshold)
         for modality, threshold in ((TEXT, thresholds.text), (IMAGE, thresholds.image)):
             if threshold is not None:
-                sure = proposal.logp.double().exp() >= threshold
+                sure = proposal.peak.double().exp() >= threshold
                 write = write | (sure & (state.canvas.modality == modality))
         return Move(candidates & write, torch.zeros_like(candidates))
 
@@ -173,8 +174,8 @@ class Confidence(Policy):
     def score(self, step: Step) -> Tensor:
         """(B, L) float: higher is revealed earlier."""
         scores = self._scores(step.state, step.proposal)
-        assert scores.text is not None
-        assert scores.image is not None
+        if scores.text is None or scores.image is None:
+            raise ValueError(f"{self.order} gives no score although it was shown a proposal")
         return torch.where(step.state.canvas.modality == IMAGE, scores.image, scores.text)
 
     def _scores(self, state: State, proposal: Proposal | None) -> ByModality[Tensor | None]:

@@ -74,7 +74,7 @@ class Exchange:
     def _lend(self, vectors: Tensor, *, num_factors: int, rng: torch.Generator) -> Tensor:
         """(B * 2^F, h, w, D) -> the same, each digit from a picture that has its factor."""
         if len(self.factors) != vectors.shape[-1]:
-            raise ValueError(f"{len(self.factors)} factors for vectors of {vectors.shape[-1]} digits")
+            raise ValueError(f"{len(self.factors)} factors for vectors of {vectors.shape[-1]} channels")
         size = 2**num_factors
         own = torch.arange(len(vectors), device=vectors.device)
         scene, number = own // size * size, own % size

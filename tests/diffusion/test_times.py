@@ -248,3 +248,7 @@ def test_one_modality_alone_is_raised(pairs) -> None:
     torch.testing.assert_close(after.level[image], 0.75 + 0.25 * before.level[image])
     assert torch.equal(after.level[~image], before.level[~image])
     assert (before.level[~image & (before.group >= 0)] < 0.75).any()
+    both = Raised(Diagonal(), floor=0.75, only=IMAGE).draw(canvas, seeds[1])
+    for group in both.group[both.group >= 0].unique():
+        assert len(both.level[both.group == group].unique()) == 1
+    assert int(both.group.max()) < both.num_groups

@@ -252,7 +252,7 @@ def test_the_default_is_the_cheapest_that_cannot_be_told_from_the_best(page_of):
         lambda page: show_curves(page, Curves(model="m", paper=Paper(), measurements=tuple(early)))
     )
     assert f"{best} with 16 forwards a sample, 75.0 [" in text
-    assert "<td>  forwards that it took</td><td>0.5</td><td>4.0</td><td>16.0</td>" in text
+    assert "<td>- forwards that it took</td><td>0.5</td><td>4.0</td><td>16.0</td>" in text
     least = Curves(model="m", paper=Paper(), measurements=curves.measurements[:1])
     text, _ = page_of(lambda page: show_curves(page, least))
     assert "(the best of many is flattered by chance).</p>" in text

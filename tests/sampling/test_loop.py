@@ -40,6 +40,7 @@ POLICIES = {
         order=ByModality(LeftToRight(), Random()),
     ),
     "text first": Confidence(path=Path(text=(0.0, 0.5), image=(0.5, 1.0)), choice_temperature=1.0),
+    "sure": Confidence(Linear(), order=Random(), threshold=ByModality(None, 0.9999)),
     "ancestral": Ancestral(),
     "image first": Ancestral(path=Path(text=(0.4, 1.0), image=(0.0, 0.6)), top_p=0.95),
 }

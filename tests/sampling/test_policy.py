@@ -267,8 +267,8 @@ def test_each_modality_asks_as_its_own_order_does(kit) -> None:
 def test_what_is_sure_enough_is_written_beside_the_quota(kit) -> None:
     canvas = kit.pair(2, 3)
     state = State.start(canvas, steps=5)
-    logp = torch.tensor([[0.0, 0.91, 0.95, 0.0, 0.2, 0.91, 0.3]]).log()
-    step = Step(state, Proposal(canvas.tokens, logp, torch.zeros_like(logp), canvas.masked))
+    peak = torch.tensor([[0.0, 0.91, 0.95, 0.0, 0.2, 0.91, 0.3]]).log()
+    step = Step(state, Proposal(canvas.tokens, torch.zeros_like(peak), peak, canvas.masked))
 
     def written(threshold) -> list[int]:
         policy = Confidence(Linear(), order=LeftToRight(), threshold=threshold)
@@ -289,6 +289,25 @@ def test_a_threshold_ends_early_and_breaks_no_copied_pair(kit) -> None:
     assert torch.equal(tokens[:, 0::2], tokens[:, 1::2])
     assert len(states) - 1 < 14  # 16 without
     assert kit.chi_square(torch.bincount(tokens[:, ::2].flatten(), minlength=8), torch.ones(8)) < 1
+
+
+def test_what_is_sure_is_drawn_from_its_own_law(kit) -> None:
+    """Independent places, each 1 with probability 0.1: all are sure, and rare ones come as often as told."""
+    law = torch.tensor([0.9, 0.1], dtype=torch.float64)
+    oracle = kit.Oracle((law[:, None] * law[None]).flatten(), 2, 2)
+    policy = Confidence(Linear(), order=Random(), threshold=0.8)
+    states = list(denoise(oracle, kit.holes(8_000, 2), policy=policy, steps=2, mask=kit.mask))
+    assert len(states) == 2  # before and after the only step
+    assert kit.chi_square(oracle.counts(states[-1].canvas.tokens), oracle.law) < 1
+
+
+def test_an_order_without_a_score_is_named(kit) -> None:
+    class Silent:
+        def score(self, state, proposal):
+            return None
+
+    with pytest.raises(ValueError, match="gives no score although"):
+        list(denoise(kit.Fake(), kit.pair(2, 2), policy=Confidence(order=Silent()), steps=2, mask=kit.mask))
 
 
 def test_a_step_that_reveals_nothing_costs_no_forward(kit) -> None:

@@ -130,6 +130,12 @@ def test_a_compact_quantiser_knows_what_was_seen_and_what_that_makes_together():
         torch.testing.assert_close((ours - theirs).norm(dim=1), nearest)
 
 
+def test_of_numbers_equally_near_the_first_is_taken():
+    fsq = FSQ((8, 8))  # 0 = (0, 0), 2 = (2, 0), 16 = (0, 2); (1, 0) is as far from 0 as from 2
+    compact = Compact(fsq, (2,), ((0, 2, 16),))
+    assert compact.get_buffer("place0")[[0, 1, 2, 8, 9]].tolist() == [0, 0, 1, 0, 0]
+
+
 def test_gradients_pass_a_compact_quantiser_as_they_pass_the_plain_one():
     fsq, rng = FSQ((4, 3, 2)), torch.Generator().manual_seed(0)
     z = torch.randn(20, 3, generator=rng, requires_grad=True)
@@ -145,7 +151,7 @@ def test_gradients_pass_a_compact_quantiser_as_they_pass_the_plain_one():
     ("groups", "used", "words"),
     [
         ((1, 1), ((0,), (0,)), "3 in all"),
-        ((1, 2), ((0,),), "2 groups of digits want as many lists, got 1"),
+        ((1, 2), ((0,),), "2 groups of channels want as many lists, got 1"),
         ((1, 2), ((0,), ()), r"group 1 wants some of 0\.\.5"),
         ((1, 2), ((1, 0), (0,)), "group 0 wants some of 0..3, ascending"),
         ((1, 2), ((0,), (6,)), r"got \[6\]"),

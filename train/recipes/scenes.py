@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from mmdlm.diffusion import (
 from mmdlm.evaluate import KINDS, Exam, world
 from mmdlm.exam import Examine, whole_exam
 from mmdlm.io import atomic_write_json
-from mmdlm.lessons import DIRECTION_WORDS, LESSONS, Rows, course
+from mmdlm.lessons import LESSONS, Rows, course, directions
 from mmdlm.pretrained import Settings
 from mmdlm.program import find_device
 from mmdlm.sampling import ByModality, Confidence, Drawn, LeftToRight, Order, Random
@@ -48,9 +49,9 @@ from mmdlm.training import (
 from tokenizers_mm import Autoencoder, AutoencoderConfig, BytePairTokenizer, Vocab, measure, to_tensor
 
 PRECISIONS = {"float32": Float32(), "bfloat16": BFloat16Autocast()}  # bfloat16 where the processor has it
-LEVELS = (4, 4, 4, 8, 8)  # of a code's digits
-FACTORS = (0, 1, 1, 2, 2)  # what each digit means: background, colour, form
-GROUPS = (1, 2, 2)  # as many digits each: the codes that are kept are those of forms and colours that occur
+LEVELS = (4, 4, 4, 8, 8)  # of the quantiser's channels
+FACTORS = (0, 1, 1, 2, 2)  # what each channel means: background, colour, form
+GROUPS = (1, 2, 2)  # channels of each factor: colours and forms that never occur get no codes
 WINDOWS = 16  # scenes an update of the tokenizer, in four paints each
 EXAM_SEED = 1000  # scenes that no setting was chosen on
 
@@ -105,16 +106,16 @@ def recipe(
         if "history" not in pipe.training:
             raise ValueError(f"start={start}: no model of this recipe, it does not say how it was trained")
         history = pipe.training["history"]
-        pipe.settings |= default_settings()
+        pipe.settings |= default_settings(pipe.layout)
     if decoder_steps:
         tokenizer = pipe.image_tokenizer
         assert isinstance(tokenizer, Autoencoder)
         yield image_run(tokenizer, painted, out / "image_decoder", decoder_steps, progress, finish=True)
         history = [*history, stage(out / "image_decoder", "image decoder", WINDOWS)]
-    where = tuple(pipe.text_tokenizer.encode(word)[0] for word in DIRECTION_WORDS)
-    telling = Telling(codes=emphasis, texts=emphasis, ids=where)
+    telling = Telling(codes=emphasis, texts=emphasis, ids=directions(pipe.text_tokenizer))
     absorbing = Absorbing(pipe.layout.vocab.mask)
-    unseen = Rows(pipe, world(kinds, seed=seed + 1, split=Split.HELD_OUT), LESSONS["all"])
+    plain = replace(LESSONS["all"], asked=0.0, begun=0.0)  # whole captions
+    unseen = Rows(pipe, world(kinds, seed=seed + 1, split=Split.HELD_OUT), plain)
     held_out = unseen([*range(256)], np.random.default_rng(seed))  # of all lessons the same, under a bound
     pipe.transformer.to(place).train().requires_grad_(True)
     for number, (name, lesson) in enumerate(plan.items()):
@@ -153,7 +154,8 @@ def untrained(image: Autoencoder, kinds: tuple[str, ...], *, dim: int, depth: in
     """A pipeline whose texts are learned from all kinds of scene, with room for those of `kinds`."""
     text = BytePairTokenizer.train(sentences(world(KINDS), 8000), size=512)
     layout = layout_of(text, image, world(kinds))
-    return Pipeline.untrained(Codec(text, image, layout), dim=dim, depth=depth, settings=default_settings())
+    codec, settings = Codec(text, image, layout), default_settings(layout)
+    return Pipeline.untrained(codec, dim=dim, depth=depth, settings=settings)
 
 
 def facts(pipe: Pipeline, source: Scenes) -> dict[str, str]:
@@ -221,17 +223,17 @@ def layout_of(text: BytePairTokenizer, image: Autoencoder, source: Scenes) -> La
     return Layout(vocab=vocab, grid=image.grid(64, 64), **room)
 
 
-def default_settings() -> dict[str, Settings]:
+def default_settings(layout: Layout) -> dict[str, Settings]:
     """How the model is sampled unless the caller says otherwise: a place a forward, and what is sure."""
     drawing = Confidence(schedule=Linear(), temperature=0.3, order=Random(), threshold=0.99)
     writing = Confidence(schedule=Linear(), temperature=0.0, order=LeftToRight())
-    words, places = 22, 64
+    words, places = layout.caption, prod(layout.grid)
     turn = words / (words + places)
     both = Confidence(
         schedule=Linear(),
-        temperature=ByModality(text=1.0, image=drawing.temperature),
+        temperature=ByModality(text=1.0, image=0.3),
         order=ByModality[Order](text=LeftToRight(), image=Random()),
-        threshold=ByModality(text=None, image=drawing.threshold),
+        threshold=ByModality(text=None, image=0.99),
         path=Walk(text=(0.0, turn), image=(turn, 1.0)),
     )
     return {
