@@ -23,8 +23,8 @@ FORWARDS = (8, 32)  # at which orders are compared
 def main(arguments: Sequence[str]) -> None:
     parser = options(__doc__ or "")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for page, PNGs and GIFs")
-    parser.add_argument("--kinds", default="one", help="of one, two, three, groups (default: one)")
-    parser.add_argument("--num", type=positive, default=100, help="scenes scored a kind (default: 100)")
+    parser.add_argument("--kinds", default="one,two,three,groups", help="kinds of scene (default: all four)")
+    parser.add_argument("--num", type=positive, default=25, help="scenes scored a kind (default: 25)")
     parser.add_argument(
         "--curves", type=Path, help="a curves.json to show (default: the model folder's, if any)"
     )
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
     scores = take(pipe, exam)
     (given.out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     tabulate(scores, page)
-    show_joint(page, [measure(pipe, point, questions[: given.num], seed=given.seed) for point in orders])
+    show_joint(page, [measure(pipe, point, questions, seed=given.seed) for point in orders])
     if curves is not None:
         page.heading("Measured beforehand by infer/curves.py")
         show_curves(page, curves)

@@ -50,14 +50,16 @@ class Lesson:
 
 
 LESSONS = {
-    "words": Lesson(share=0.42),
-    "directions": Lesson(
-        share=0.12, mixture=(0, 1, 0, 0), rows=(1, 1, 28, 2), laws=PLACING, around=1.0, told=True
+    "words": Lesson(share=0.36),
+    "relations": Lesson(share=0.04, mixture=(0, 1, 0, 0), rows=(2, 30, 0, 0), asked=1.0),
+    "captions": Lesson(
+        share=0.1, mixture=(1, 3, 4, 1.5), rows=(4, 14, 8, 6), asked=0.4, begun=0.3, image=2.0
     ),
-    "subjects": Lesson(share=0.12, mixture=(0.2, 3, 1, 0.3), rows=(1, 4, 18, 9), laws=PLACING, around=0.6),
-    "relations": Lesson(share=0.03, mixture=(0, 1, 0, 0), rows=(2, 30, 0, 0), asked=1.0),
-    "captions": Lesson(share=0.08, mixture=(1, 3, 4, 1.5), rows=(4, 14, 8, 6), asked=0.4, image=2.0),
-    "all": Lesson(share=0.59, mixture=(1, 3, 4, 1.5), rows=(2, 5, 4, 5), asked=0.15, begun=0.5, image=3.0),
+    "directions": Lesson(
+        share=0.09, mixture=(0, 1, 0, 0), rows=(1, 1, 28, 2), laws=PLACING, around=1.0, told=True
+    ),
+    "subjects": Lesson(share=0.09, mixture=(0.2, 3, 1, 0.3), rows=(1, 4, 18, 9), laws=PLACING, around=0.6),
+    "all": Lesson(share=0.32, mixture=(1, 3, 4, 1.5), rows=(2, 5, 4, 5), asked=0.15, begun=0.5, image=3.0),
 }
 
 

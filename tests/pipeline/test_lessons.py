@@ -77,7 +77,7 @@ def test_a_caption_that_is_begun_is_open_behind_its_beginning(scenes_pipe, sourc
 def test_a_course_leaves_out_lessons_without_a_scene() -> None:
     assert list(course(tuple(LESSONS), KINDS)) == list(LESSONS)
     plan = course(tuple(LESSONS), ("one", "groups"))
-    assert list(plan) == ["words", "subjects", "captions", "all"]
+    assert list(plan) == ["words", "captions", "subjects", "all"]
     assert plan["words"].mixture == (1.0, 0.0, 0.0, 1.5)
     with pytest.raises(ValueError, match="no lessons spelling: there are words, directions"):
         course(("words", "spelling"), KINDS)

@@ -31,7 +31,7 @@ from mmdlm.io import atomic_write_json
 from mmdlm.lessons import LESSONS, Rows, course, directions
 from mmdlm.pretrained import Settings
 from mmdlm.program import find_device
-from mmdlm.sampling import ByModality, Confidence, Drawn, LeftToRight, Order, Random
+from mmdlm.sampling import ByModality, Confidence, Drawn, LeftToRight, Order
 from mmdlm.sampling import Path as Walk
 from mmdlm.training import (
     WSD,
@@ -225,15 +225,15 @@ def layout_of(text: BytePairTokenizer, image: Autoencoder, source: Scenes) -> La
 
 def default_settings(layout: Layout) -> dict[str, Settings]:
     """How the model is sampled unless the caller says otherwise: a place a forward, and what is sure."""
-    drawing = Confidence(schedule=Linear(), temperature=0.3, order=Random(), threshold=0.99)
-    writing = Confidence(schedule=Linear(), temperature=0.0, order=LeftToRight())
+    drawing = Confidence(schedule=Linear(), temperature=0.6, threshold=0.97)
+    writing = Confidence(schedule=Linear(), temperature=0.0, order=LeftToRight(), threshold=0.99)
     words, places = layout.caption, prod(layout.grid)
     turn = words / (words + places)
     both = Confidence(
         schedule=Linear(),
-        temperature=ByModality(text=1.0, image=0.3),
-        order=ByModality[Order](text=LeftToRight(), image=Random()),
-        threshold=ByModality(text=None, image=0.99),
+        temperature=ByModality(text=0.8, image=0.6),
+        order=ByModality[Order](text=LeftToRight(), image=Drawn()),
+        threshold=ByModality(text=None, image=0.97),
         path=Walk(text=(0.0, turn), image=(turn, 1.0)),
     )
     return {
@@ -243,7 +243,7 @@ def default_settings(layout: Layout) -> dict[str, Settings]:
         "answer": Settings(steps=words, policy=writing),
         "infill": Settings(steps=words, policy=replace(writing, order=Drawn())),
         "joint": Settings(steps=words + places, policy=both),
-        "text": Settings(steps=words, policy=replace(writing, temperature=1.0)),
+        "text": Settings(steps=words, policy=replace(writing, temperature=1.0, threshold=None)),
     }
 
 
