@@ -224,6 +224,19 @@ def test_every_figure_stands_on_the_page_with_its_table(page_of):
     assert guided in text
 
 
+def test_points_lie_where_forwards_were_spent_in_ascending_order(page_of):
+    base = "surest first, linear, T 0.3"
+    found = [
+        replace(measured("steps", "caption", base, x, 50), forwards=int(200 * spent))
+        for x, spent in ((8, 9.5), (16, 9.25), (32, 22), (64, 22))
+    ]
+    curves = Curves(model="m", paper=Paper(), measurements=tuple(found))
+    _, drawings = page_of(lambda page: show_curves(page, curves))
+    told = [title.text or "" for title in drawings[0].iter("title")]
+    at = [re.search(r" at ([\d.]+): ", word) for word in told]
+    assert [each and each[1] for each in at] == ["9.25", "9.5", "22", "22"]
+
+
 def test_what_was_not_measured_is_not_shown(page_of):
     curves = Curves(model="m", paper=Paper(), measurements=tuple(steps("caption", lambda line, x: 50)))
     text, drawings = page_of(lambda page: show_curves(page, curves))

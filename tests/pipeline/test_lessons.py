@@ -79,5 +79,5 @@ def test_a_course_leaves_out_lessons_without_a_scene() -> None:
     plan = course(tuple(LESSONS), ("one", "groups"))
     assert list(plan) == ["words", "captions", "subjects", "all"]
     assert plan["words"].mixture == (1.0, 0.0, 0.0, 1.5)
-    with pytest.raises(ValueError, match="no lessons spelling: there are words, directions"):
+    with pytest.raises(ValueError, match="no lessons spelling: there are words, relations"):
         course(("words", "spelling"), KINDS)

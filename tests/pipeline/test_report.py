@@ -177,6 +177,15 @@ def test_a_plot_is_well_formed_and_says_all_its_words():
     assert root.get("aria-label") == NASTY
 
 
+def test_ticks_that_are_asked_for_stand_within_the_points():
+    line = Line(
+        "a", [(1.9, 0.5, 0.4, 0.6), (3.99, 0.5, 0.4, 0.6), (4.0, 0.5, 0.4, 0.6), (9.3, 0.5, 0.4, 0.6)]
+    )
+    words = {text.text for text in ElementTree.fromstring(drawn(line, ticks=[1, 2, 4, 8, 16])).iter("text")}
+    assert {"2", "4", "8"} <= words
+    assert not {"1", "16", "1.9", "3.99", "9.3"} & words
+
+
 def test_every_point_has_its_interval_at_the_right_height():
     points = [(2, 0.2, 0.1, 0.35), (4, 0.25, 0.2, 0.3), (8, 0.5, 0.4, 0.6)]
     root = ElementTree.fromstring(drawn(Line("a", points)))

@@ -14,7 +14,7 @@ from PIL import Image
 import tokenizers_mm
 from mmdlm import Pipeline, evaluate
 from mmdlm.data import EncodedFolder, InOrder
-from tokenizers_mm import BytePairTokenizer
+from tokenizers_mm import Autoencoder, BytePairTokenizer
 
 RUN = "train/run.py"
 SMALL = ("batch=4", "dim=32", "depth=1", "progress=false")
@@ -44,6 +44,10 @@ def test_scenes_makes_its_model_from_nothing(program, tmp_path, little):
     assert pipe.training["mixture"] == [1.0, 0.0, 0.0, 1.5]
     assert json.loads((tmp_path / "scores.json").read_text())["exam"]["model"] == pipe.fingerprint
     assert pipe.layout.grid == (8, 8)
+    assert isinstance(pipe.image_tokenizer, Autoencoder)
+    assert pipe.image_tokenizer.config.used is not None  # codes that no scene has are left out
+    assert pipe.settings["text_to_image"].steps == 64
+    assert pipe.settings["joint"].steps == 64 + pipe.layout.caption
     assert pipe.text_to_image("a small red circle", steps=1, progress=False).images[0].size == (64, 64)
     assert pipe.joint(steps=1, progress=False).texts
     with Image.open(tmp_path / "all" / "samples-000001.png") as sheet:

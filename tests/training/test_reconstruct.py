@@ -92,5 +92,5 @@ def test_exchange_refuses_batches_and_digits_that_do_not_fit():
     with pytest.raises(ValueError, match="wanted pictures"):
         Exchange(factors=(0, 1))(autoencoder(), pictures(), torch.Generator())
     two = pictures()[:, None].repeat(1, 2, 1, 1, 1)
-    with pytest.raises(ValueError, match="3 factors for vectors of 2 digits"):
+    with pytest.raises(ValueError, match="3 factors for vectors of 2 channels"):
         Exchange(factors=(0, 1, 2))(autoencoder(), two, torch.Generator())
