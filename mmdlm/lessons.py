@@ -16,7 +16,7 @@ from mmdlm.evaluate import world
 from mmdlm.pipeline import Pipeline
 from tokenizers_mm import TextTokenizer, to_tensor
 
-__all__ = ["LESSONS", "Lesson", "Rows", "course", "directions"]
+__all__ = ["LESSONS", "Lesson", "Rows", "course", "directions", "favoured"]
 
 GIVEN = Edges(text=0.1, image=0.9, hide=0.05)
 ALONE = Edges(text=1.0, image=0.0, hide=1.0)  # a caption of nothing: how a joint sample begins
@@ -24,6 +24,7 @@ ALONE = Edges(text=1.0, image=0.0, hide=1.0)  # a caption of nothing: how a join
 PLACED = Raised(Edges(text=0.0, image=1.0, hide=0.0), floor=0.8, only=IMAGE)
 LAWS = Mixture(((0.15, Square()), (0.05, Diagonal()), (0.25, GIVEN), (0.3, PLACED), (0.25, ALONE)))
 PLACING = Mixture(((0.1, Square()), (0.2, GIVEN), (0.7, PLACED)))
+SPOKEN = Mixture(((1.0, ALONE),))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class Lesson:
     """
 
     share: float  # of the updates, in proportion
-    mixture: tuple[float, float, float, float] = (1.0, 3.0, 3.0, 1.5)  # of one, two, three objects, groups
+    mixture: tuple[float, float, float, float] = (1.0, 3.0, 3.0, 3.0)  # of one, two, three objects, groups
     rows: tuple[int, int, int, int] = (2, 4, 4, 6)  # parts of a batch, see `Rows`
     laws: Mixture = LAWS
     around: float = 1 / 3  # of the holes, how many are all around some of the objects
@@ -50,16 +51,15 @@ class Lesson:
 
 
 LESSONS = {
-    "words": Lesson(share=0.36),
+    "words": Lesson(share=0.34),
     "relations": Lesson(share=0.04, mixture=(0, 1, 0, 0), rows=(2, 30, 0, 0), asked=1.0),
-    "captions": Lesson(
-        share=0.1, mixture=(1, 3, 4, 1.5), rows=(4, 14, 8, 6), asked=0.4, begun=0.3, image=2.0
-    ),
+    "captions": Lesson(share=0.1, mixture=(1, 3, 4, 2), rows=(4, 14, 8, 6), asked=0.4, begun=0.3, image=2.0),
     "directions": Lesson(
         share=0.09, mixture=(0, 1, 0, 0), rows=(1, 1, 28, 2), laws=PLACING, around=1.0, told=True
     ),
     "subjects": Lesson(share=0.09, mixture=(0.2, 3, 1, 0.3), rows=(1, 4, 18, 9), laws=PLACING, around=0.6),
-    "all": Lesson(share=0.32, mixture=(1, 3, 4, 1.5), rows=(2, 5, 4, 5), asked=0.15, begun=0.5, image=3.0),
+    "sentences": Lesson(share=0.04, mixture=(1, 3, 4, 3), rows=(0, 0, 0, 1), laws=SPOKEN, begun=0.7),
+    "all": Lesson(share=0.3, mixture=(1, 3, 4, 3), rows=(2, 4, 3, 7), asked=0.15, begun=0.5, image=3.0),
 }
 
 
@@ -78,6 +78,22 @@ def course(lessons: Sequence[str], kinds: tuple[str, ...]) -> dict[str, Lesson]:
 def directions(tokenizer: TextTokenizer) -> tuple[int, ...]:
     """The ids of "left", "right", "above" and "below": one word of a caption on which most of it hangs."""
     return tuple(tokenizer.encode(word)[0] for word in ("left", "right", "above", "below"))
+
+
+def favoured(pipe: Pipeline, source: Scenes, factor: float, *, count: int = 1000) -> Tensor:
+    """(V,) float32: `factor` for what little tells most and is drowned by the rest, 1 for all other ids.
+
+    These are the directions and all codes but those of mere background, the commonest codes of `count`
+    pictures.
+    """
+    codes = pipe.image_tokenizer.encode(to_tensor(source.images(range(count)))).flatten(1)
+    plain = codes.mode(dim=1).values.unique()
+    vocab = pipe.layout.vocab
+    factors = torch.ones(vocab.size)
+    factors[vocab.image] = factor
+    factors[plain + vocab.image.start] = 1.0
+    factors[list(directions(pipe.text_tokenizer))] = factor
+    return factors
 
 
 class Rows:

@@ -2,7 +2,7 @@
 
 from mmdlm.diffusion.bound import Bound, conditional, marginal, nelbo
 from mmdlm.diffusion.estimator import Bernoulli, Estimator, ExactCount, MaskGIT, Selection
-from mmdlm.diffusion.loss import ByModality, LossOutput, Masking, Objective, Telling
+from mmdlm.diffusion.loss import ByModality, LossOutput, Masking, Objective
 from mmdlm.diffusion.process import Absorbing
 from mmdlm.diffusion.schedule import Cosine, Linear, LogLinear, Polynomial, Schedule
 from mmdlm.diffusion.times import Diagonal, Draw, Edges, Mixture, Raised, Square, Strata, Times
@@ -31,7 +31,6 @@ __all__ = [
     "Selection",
     "Square",
     "Strata",
-    "Telling",
     "Times",
     "conditional",
     "marginal",

@@ -61,36 +61,16 @@ class ByModality:
 
 
 @dataclass(frozen=True)
-class Telling:
-    """An emphasis: a factor for what little tells most and is drowned by the rest.
-
-    `codes` is that of image positions whose code is not the commonest of its row (the background), `texts`
-    that of text positions with one of the `ids`; all others have 1.
-    """
-
-    codes: float = 1.0
-    texts: float = 1.0
-    ids: tuple[int, ...] = ()
-
-    def __call__(self, canvas: Canvas) -> Tensor:
-        """(B, L) float32."""
-        image = canvas.modality == IMAGE
-        apart = -1 - torch.arange(canvas.shape[1], device=canvas.device)  # elsewhere: ids of their own
-        commonest = torch.where(image, canvas.tokens, apart).mode(dim=1, keepdim=True).values
-        ids = torch.tensor(self.ids, device=canvas.device, dtype=canvas.tokens.dtype)
-        said = (canvas.modality == TEXT) & torch.isin(canvas.tokens, ids)
-        factor = torch.ones(canvas.shape, device=canvas.device)
-        factor = factor.masked_fill(image & (canvas.tokens != commonest), self.codes)
-        return factor.masked_fill(said, self.texts)
-
-
-@dataclass(frozen=True)
 class Masking:
     """The weighted cross-entropy of the masked positions.
 
     A bound under `ExactCount` and `Bernoulli`. `emphasis` gives factors (B, L) for the positions of the clean
-    canvas; sums are then no bound, `bounds` still are. `strata` says which part of an optimizer step the
-    batches of this objective are.
+    canvas; `favoured` (V,) gives each id the factor w(x) of the positions whose target it is. Sums are then
+    no bound, `bounds` still are. Weights that depend on the target x alone would teach a law in proportion to
+    q(x) w(x) instead of the data's q, with favoured ids too often. So their losses are those of logits +
+    log w, which are least where softmax(logits) = q (after A. K. Menon et al., Long-tail learning via logit
+    adjustment, arXiv:2007.07314, with w in place of their prior). `strata` says which part of an optimizer
+    step the batches of this objective are.
 
     A batch on the CPU is noised there and then sent to the module's device, so that the host knows the number
     of masked positions without waiting; a batch on an accelerator asks for all its rows, most not valid.
@@ -100,6 +80,7 @@ class Masking:
     times: Times
     estimator: Estimator = ExactCount()
     emphasis: Callable[[Canvas], Tensor] | None = None
+    favoured: Tensor | None = None
     strata: Strata = WHOLE
 
     def part(self, index: int, count: int, step: int) -> Masking:
@@ -116,8 +97,12 @@ class Masking:
         chosen = self.estimator.mask(draw, rng)
         noised = corrupt(self.process, batch, draw, chosen.where)
         weight = chosen.weight if self.emphasis is None else chosen.weight * self.emphasis(batch)
+        tilts = None
+        if self.favoured is not None:
+            weight = weight * self.favoured.to(batch.device)[batch.tokens]
+            tilts = torch.stack([self.favoured.log(), torch.zeros_like(self.favoured)])
         weights = torch.stack([weight, chosen.bound], dim=-1)
-        sums = weighted_sums(module, noised, batch.tokens, where=chosen.where, weights=weights)
+        sums = weighted_sums(module, noised, batch.tokens, where=chosen.where, weights=weights, tilts=tilts)
         totals = {name: value.sum(dim=0) for name, value in sums.items()}  # (2,)
         live = draw.group >= 0
         counts = {name: (live & (batch.modality == value)).sum() for name, value in MODALITIES.items()}
@@ -135,16 +120,24 @@ def corrupt(process: Absorbing, canvas: Canvas, draw: Draw, where: Tensor) -> Ca
 
 
 def weighted_sums(
-    module: nn.Module, noised: Canvas, targets: Tensor, *, where: Tensor, weights: Tensor
+    module: nn.Module,
+    noised: Canvas,
+    targets: Tensor,
+    *,
+    where: Tensor,
+    weights: Tensor,
+    tilts: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Weighted cross-entropies at the positions `where` (B, L) bool, added up by row and modality.
 
-    `targets` is (B, L) long, `weights` (B, L, W); the answers, by modality name, are (B, W), in float32 or
-    better, on the module's device, and have a graph also when nothing is masked.
+    `targets` is (B, L) long, `weights` (B, L, W), `tilts` (W, V) what each of them adds to the logits; the
+    answers, by modality name, are (B, W), in float32 or better, on the module's device, and have a graph also
+    when nothing is masked.
     """
     num_rows, length = noised.shape
     rows, device = _rows(noised, where), _device(module, noised.device)
     noised, targets, weights = noised.to(device), targets.to(device), weights.to(device)
+    tilts = None if tilts is None else tilts.to(device)
     rows = Rows(rows.index.to(device), rows.valid.to(device))
     names = {value: name for name, value in MODALITIES.items()}
     num_bins = 1 + max(names)
@@ -154,9 +147,10 @@ def weighted_sums(
         counted = part.rows.valid & (weight != 0).any(dim=1)
         local = torch.where(counted, part.local(part.rows.gather(targets)), 0)
         logits = part.logits.to(torch.promote_types(part.logits.dtype, torch.float32))
+        each = [logits] if tilts is None else [logits + tilt for tilt in tilts[:, part.ids]]
         # no id may be ignored: a target outside the part must fail, and -100 is the default
-        losses = F.cross_entropy(logits, local, reduction="none", ignore_index=_NOTHING)  # (M,) nats
-        losses = torch.where(counted, losses, 0.0)[:, None] * weight
+        losses = [F.cross_entropy(x, local, reduction="none", ignore_index=_NOTHING) for x in each]
+        losses = torch.where(counted[:, None], torch.stack(losses, dim=1), 0.0) * weight  # (M, W) nats
         bins = part.rows.index // length * num_bins + part.rows.gather(noised.modality).long()
         return losses.new_zeros(num_rows * num_bins, losses.shape[1]).index_add(0, bins, losses)
 

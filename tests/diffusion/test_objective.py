@@ -28,7 +28,6 @@ from mmdlm.diffusion import (
     Selection,
     Square,
     Strata,
-    Telling,
 )
 
 ESTIMATORS = [ExactCount(), MaskGIT(), Bernoulli(Cosine())]
@@ -224,19 +223,23 @@ def test_an_emphasis_changes_the_loss_and_not_the_bound(pairs, table, mask_id) -
         assert second.counts[name] == first.counts[name]
 
 
-def test_telling_weighs_what_is_not_background_and_the_words_that_are_named(pairs) -> None:
-    canvas = pairs(2, 4, 4)
-    first = 100
-    image = torch.tensor([[7, 7, 8, 9], [8, 7, 8, 8]]) + first
-    canvas = canvas.replace(tokens=canvas.tokens.clone())
-    canvas.tokens[canvas.span == 1] = image.flatten()
-    canvas.tokens[canvas.span == 0] = torch.tensor([1, 2, 0, 2, 2, 1, 2, 0])
-    factor = Telling(codes=4.0, texts=3.0, ids=(0, 1))(canvas)
-    assert factor[canvas.span == 1].tolist() == [1, 1, 4, 4, 1, 4, 1, 1]
-    assert factor[canvas.span == 0].tolist() == [3, 1, 3, 1, 1, 3, 1, 3]
-    assert (factor[canvas.span < 0] == 1).all()
-    plain = Telling(codes=4.0)(canvas)
-    assert (plain[canvas.span == 0] == 1).all()
+def test_favoured_ids_weigh_more_and_the_best_law_stays_that_of_the_data(pairs, mask_id, rng) -> None:
+    canvas = pairs(64, 4, 4)
+    factors = torch.tensor([1.0, 5.0, 3.0, 2.0, 1.0, 1.0, 1.0, 1.0])
+    plain = Masking(Absorbing(mask_id), Square(), Forced(torch.ones(canvas.shape, dtype=torch.bool)))
+    favouring = replace(plain, favoured=factors)
+    biased = replace(plain, emphasis=lambda canvas: factors[canvas.tokens])
+
+    model = Listener()
+    often = torch.bincount(canvas.tokens[canvas.fillable], minlength=8)[:6].float()
+    model.bias.data[:6] = often.log()  # the law of the data, which every position has here
+    out, untold, reference = (each(model, canvas, rng) for each in (favouring, biased, plain))
+    for name in ("text", "image"):
+        (slope,) = torch.autograd.grad(out.sums[name], model.bias, retain_graph=True)
+        (slope_of_biased,) = torch.autograd.grad(untold.sums[name], model.bias, retain_graph=True)
+        assert slope.abs().max() < 1e-3
+        assert slope_of_biased.abs().max() > 10
+        torch.testing.assert_close(out.bounds[name], reference.bounds[name])
 
 
 def test_weights_and_losses_survive_low_precision(pairs, mask_id, rng) -> None:

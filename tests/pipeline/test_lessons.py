@@ -12,7 +12,8 @@ from mmdlm import Pipeline
 from mmdlm.canvas import IMAGE, TEXT
 from mmdlm.data import Scenes, Split
 from mmdlm.evaluate import KINDS
-from mmdlm.lessons import LESSONS, Lesson, Rows, course
+from mmdlm.lessons import LESSONS, Lesson, Rows, course, favoured
+from tokenizers_mm import to_tensor
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,17 @@ def test_around_leaves_what_is_named_first(scenes_pipe, source) -> None:
     assert torch.equal(again.fillable, canvas.fillable)
 
 
+def test_directions_and_the_codes_of_objects_are_favoured(scenes_pipe, source) -> None:
+    factors = favoured(scenes_pipe, source, 4.0, count=100)
+    vocab = scenes_pipe.layout.vocab
+    words = [scenes_pipe.text_tokenizer.decode([token]) for token in (factors[vocab.text] == 4).nonzero()]
+    assert sorted(words) == ["above", "below", "left", "right"]
+    blank = replace(source.scene(0), objects=())
+    codes = scenes_pipe.image_tokenizer.encode(to_tensor([source.image(blank)])) + vocab.image.start
+    assert (factors[codes] == 1).all()
+    assert (factors[vocab.image] == 4).sum() >= vocab.num_codes - 8 * 8
+
+
 def test_captions_that_are_asked_have_no_holes_but_their_directions(scenes_pipe, source) -> None:
     two = replace(source, mixture=(0, 1, 0, 0))
     lesson = Lesson(share=1.0, rows=(0, 1, 0, 0), asked=1.0)
@@ -77,7 +89,7 @@ def test_a_caption_that_is_begun_is_open_behind_its_beginning(scenes_pipe, sourc
 def test_a_course_leaves_out_lessons_without_a_scene() -> None:
     assert list(course(tuple(LESSONS), KINDS)) == list(LESSONS)
     plan = course(tuple(LESSONS), ("one", "groups"))
-    assert list(plan) == ["words", "captions", "subjects", "all"]
-    assert plan["words"].mixture == (1.0, 0.0, 0.0, 1.5)
+    assert list(plan) == ["words", "captions", "subjects", "sentences", "all"]
+    assert plan["words"].mixture == (1.0, 0.0, 0.0, 3.0)
     with pytest.raises(ValueError, match="no lessons spelling: there are words, relations"):
         course(("words", "spelling"), KINDS)

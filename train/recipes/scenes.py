@@ -23,12 +23,11 @@ from mmdlm.diffusion import (
     Linear,
     MaskGIT,
     Masking,
-    Telling,
 )
 from mmdlm.evaluate import KINDS, Exam, world
 from mmdlm.exam import Examine, whole_exam
 from mmdlm.io import atomic_write_json
-from mmdlm.lessons import LESSONS, Rows, course, directions
+from mmdlm.lessons import LESSONS, Rows, course, favoured
 from mmdlm.pretrained import Settings
 from mmdlm.program import find_device
 from mmdlm.sampling import ByModality, Confidence, Drawn, LeftToRight, Order
@@ -112,7 +111,7 @@ def recipe(
         assert isinstance(tokenizer, Autoencoder)
         yield image_run(tokenizer, painted, out / "image_decoder", decoder_steps, progress, finish=True)
         history = [*history, stage(out / "image_decoder", "image decoder", WINDOWS)]
-    telling = Telling(codes=emphasis, texts=emphasis, ids=directions(pipe.text_tokenizer))
+    emphasised = favoured(pipe, painted, emphasis)
     absorbing = Absorbing(pipe.layout.vocab.mask)
     plain = replace(LESSONS["all"], asked=0.0, begun=0.0)  # whole captions
     unseen = Rows(pipe, world(kinds, seed=seed + 1, split=Split.HELD_OUT), plain)
@@ -123,7 +122,7 @@ def recipe(
         count = max(1, round(steps * lesson.share / sum(each.share for each in plan.values())))
         yield Run(
             module=pipe.transformer.train(),
-            objective=Masking(absorbing, lesson.laws, MaskGIT(), emphasis=telling),
+            objective=Masking(absorbing, lesson.laws, MaskGIT(), favoured=emphasised),
             batches=Batches(int, batch // parts, collate=Rows(pipe, shown, lesson), prefetch=2),
             steps=count,
             folder=out / name,
