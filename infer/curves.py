@@ -69,7 +69,7 @@ def plan(pipe: Pipeline, given: argparse.Namespace) -> list[Point]:
     from mmdlm.sweep import FORWARDS, SCALES, STEPS, guidance_points, joint_points, steps_points
 
     points = {
-        "steps": lambda: steps_points(given.steps or STEPS),
+        "steps": lambda: steps_points(pipe, given.steps or STEPS),
         "guidance": lambda: guidance_points(pipe, given.scales or SCALES),
         "joint": lambda: joint_points(pipe, given.forwards or FORWARDS),
     }

@@ -8,17 +8,16 @@ from dataclasses import dataclass
 
 from mmdlm.evaluate import Rate
 from mmdlm.report import Line, Page, plot
-from mmdlm.sweep import ORDERS, POLICIES, Curves, Measurement
+from mmdlm.sweep import ORDERS, OWN, POLICIES, Curves, Measurement
 
 __all__ = ["Comparison", "compare", "fisher", "joint_sentences", "show_curves", "show_joint"]
 
 _LEVEL = 0.05  # a difference is told below this p
 _TITLES = {"text_to_image": "Pictures from prompts", "caption": "Captions of pictures"}
 # Two panels for legibility; the first line is in both, and what the others are seen against.
-_BASE = "surest first, linear, T 0.3"
 _PANELS = {
-    "schedule and threshold": (_BASE, *(n for n in POLICIES if n.startswith("surest") and n != _BASE)),
-    "order": (_BASE, *(n for n in POLICIES if not n.startswith("surest"))),
+    "schedule and threshold": (OWN, *(name for name in POLICIES if name.startswith("surest"))),
+    "order": (OWN, *(name for name in POLICIES if not name.startswith("surest"))),
 }
 
 
@@ -105,7 +104,7 @@ def show_joint(page: Page, measurements: Sequence[Measurement]) -> None:
         for rate, comparisons in told.items():
             comparison = comparisons.get(found.line, {}).get(found.x)
             cells += [_percent(rate(found)), "" if comparison is None else _chance(comparison.p)]
-        rows.append((f"{found.spent:g}", found.line, *cells, f"{found.distinct}"))
+        rows.append((f"{found.spent:g}", found.line, *cells, f"{found.distinct}", _farthest(found)))
     head = (
         "forwards",
         "order",
@@ -114,15 +113,16 @@ def show_joint(page: Page, measurements: Sequence[Measurement]) -> None:
         "lawful, %",
         "p against at once",
         "distinct",
+        "farthest from the law",
     )
     page.table(head, rows)
     page.paragraph(
         "The model's own policy for pairs, with a linear schedule, without threshold and guidance, on three "
-        "walks. One "
-        "after the other, each modality gets half of the forwards, but not more than it has places; every "
-        "forward fills one place "
-        "at least, so that with many forwards the shorter span is full early. Lawful: the grammar can read "
-        "the caption. Distinct: different captions. p: Fisher's exact test, two-sided, corrected for all "
+        "walks. One after the other, each modality gets half of the forwards, but not more than it has "
+        "places; every forward fills one place at least, so that with many forwards the shorter span is full "
+        "early. Lawful: the grammar can read the caption. Distinct: different captions. Farthest from the "
+        "law: of what captions tell (count, shape, colour, size, relation, background) that whose total "
+        "variation from the law of training is largest. p: Fisher's exact test, two-sided, corrected for all "
         "comparisons of its column (Holm)."
     )
 
@@ -257,6 +257,14 @@ def _spent(found: Measurement) -> float:
 
 def _lawful(found: Measurement) -> Rate:
     return found.lawful_rate
+
+
+def _farthest(found: Measurement) -> str:
+    """The marginal that is off the most, and by how much."""
+    if not found.law:
+        return ""
+    value, name = max((value, name) for name, value in found.law.items())
+    return f"{name} {value:.2f}"
 
 
 def _plot(lines: Sequence[Line], title: str, x_label: str, y_label: str) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 
 from mmdlm.data import agree, read_caption
 from mmdlm.diffusion import Cosine, Linear, Polynomial
-from mmdlm.evaluate import KINDS, Exam, Question, Rate, read_pictures
+from mmdlm.evaluate import KINDS, Exam, Question, Rate, read_pictures, trained_on
 from mmdlm.io import atomic_write_json
+from mmdlm.law import distances
 from mmdlm.output import Output
 from mmdlm.pipeline import Pipeline
 from mmdlm.sampling import Ancestral, Confidence, LeftToRight, Policy, Random
@@ -22,6 +23,7 @@ from mmdlm.sampling import Path as Walk
 __all__ = [
     "FORWARDS",
     "ORDERS",
+    "OWN",
     "POLICIES",
     "SCALES",
     "STEPS",
@@ -58,6 +60,7 @@ POLICIES: dict[str, Policy] = {
     "left to right, linear, T 0.3": Confidence(schedule=Linear(), temperature=0.3, order=LeftToRight()),
     "ancestral, linear, T 1": Ancestral(schedule=Linear(), temperature=1.0),
 }
+OWN = "the model's own policy"
 ORDERS = ("both at once", "text first", "image first")
 
 
@@ -118,8 +121,9 @@ class Measurement:
     total: int
     forwards: int  # of all samples together
     seconds: float
-    lawful: int | None = None  # captions that can be read; of pairs only, as is the next
+    lawful: int | None = None  # captions that can be read; of pairs only, as are the next two
     distinct: int | None = None  # captions that differ
+    law: dict[str, float] | None = None  # total variation of each marginal from the law of training
 
     @property
     def rate(self) -> Rate:
@@ -163,12 +167,12 @@ class Curves:
         return [found for found in self.measurements if (found.figure, found.task) == (figure, task)]
 
 
-def steps_points(steps: Sequence[int] = STEPS) -> list[Point]:
-    """Every policy at every number of steps, drawing and captioning, without guidance."""
+def steps_points(pipe: Pipeline, steps: Sequence[int] = STEPS) -> list[Point]:
+    """The model's own and all other policies at all numbers of steps, drawing and captioning, unguided."""
     return [
         Point(figure="steps", task=task, line=line, x=float(x), steps=x, guidance=0.0, policy=policy)
         for task in ("text_to_image", "caption")
-        for line, policy in POLICIES.items()
+        for line, policy in {OWN: pipe.settings[task].policy, **POLICIES}.items()
         for x in steps
     ]
 
@@ -176,7 +180,7 @@ def steps_points(steps: Sequence[int] = STEPS) -> list[Point]:
 def guidance_points(pipe: Pipeline, scales: Sequence[float] = SCALES) -> list[Point]:
     """Every scale of guidance at the model's own steps and policy, drawing."""
     own = pipe.settings["text_to_image"]
-    shared = {"figure": "guidance", "task": "text_to_image", "line": "the model's own policy"}
+    shared = {"figure": "guidance", "task": "text_to_image", "line": OWN}
     return [Point(**shared, x=x, steps=own.steps, guidance=x, policy=own.policy) for x in scales]
 
 
@@ -252,7 +256,7 @@ def take_up(path: Path, pipe: Pipeline, paper: Paper) -> Curves:
 def _again(pipe: Pipeline, found: Measurement) -> list[Point]:
     """The points of a measurement's figure at its x, as they would be asked for today."""
     today = {
-        "steps": lambda: steps_points((int(found.x),)),
+        "steps": lambda: steps_points(pipe, (int(found.x),)),
         "guidance": lambda: guidance_points(pipe, (found.x,)),
         "joint": lambda: joint_points(pipe, (int(found.x),)),
     }
@@ -303,7 +307,11 @@ def _tell(pipe: Pipeline, point: Point, questions: Sequence[Question], seed: int
 def _dream(pipe: Pipeline, point: Point, questions: Sequence[Question], seed: int) -> _Judged:
     made = pipe.joint(num_samples=len(questions), **_sampler(point, seed))
     said = [read_caption(text) for text in made.texts]
-    more = {"lawful": sum(one is not None for one in said), "distinct": len(set(made.texts))}
+    more = {
+        "lawful": sum(one is not None for one in said),
+        "distinct": len(set(made.texts)),
+        "law": {name: each.value for name, each in distances(said, trained_on(pipe, KINDS)).items()},
+    }
     return made, list(map(agree, said, read_pictures(made.images))), more
 
 

@@ -17,6 +17,7 @@ from mmdlm.pretrained import Settings
 from mmdlm.sampling import Ancestral, Confidence, denoise
 from mmdlm.sweep import (
     ORDERS,
+    OWN,
     POLICIES,
     Curves,
     Paper,
@@ -74,12 +75,12 @@ def test_a_paper_takes_of_all_kinds_in_turn():
         Paper(kinds=()).questions()
 
 
-def test_steps_are_asked_of_every_policy_and_both_tasks():
-    points = steps_points((2, 8))
-    assert len(points) == len({(p.task, p.line, p.x) for p in points}) == 2 * len(POLICIES) * 2
+def test_steps_are_asked_of_every_policy_and_both_tasks(tiny):
+    points = steps_points(tiny, (2, 8))
+    assert len(points) == len({(p.task, p.line, p.x) for p in points}) == 2 * (1 + len(POLICIES)) * 2
     assert {p.task for p in points} == {"text_to_image", "caption"}
     for point in points:
-        assert point.policy == POLICIES[point.line]
+        assert point.policy == {OWN: tiny.settings[point.task].policy, **POLICIES}[point.line]
         assert (point.x, point.guidance, point.cost) == (point.steps, 0.0, point.steps)
 
 
@@ -157,7 +158,8 @@ def test_forwards_that_are_not_equal_are_not_passed_over(tiny, questions):
 class Fixed:
     """Draws and tells the truth about every second question; dreams a pair that agrees, one not, nonsense."""
 
-    def __init__(self, questions) -> None:
+    def __init__(self, questions, own: Pipeline) -> None:
+        self.settings, self.training = own.settings, {}
         self.questions = questions
         self.asked: list[dict] = []
 
@@ -184,11 +186,16 @@ class Fixed:
 
 
 def test_results_are_counted_by_task(tiny, questions):
-    model = Fixed(questions)
-    points = [steps_points((2,))[0], steps_points((2,))[-1], joint_points(tiny, (4,))[1]]
+    model = Fixed(questions, tiny)
+    points = [steps_points(tiny, (2,))[0], steps_points(tiny, (2,))[-1], joint_points(tiny, (4,))[1]]
     found = [measure(model, point, questions, seed=7) for point in points]
     assert [(one.right, one.total, one.forwards) for one in found] == [(2, 3, 6), (1, 3, 9), (1, 3, 12)]
     assert [(one.lawful, one.distinct) for one in found] == [(None, None), (None, None), (2, 3)]
+    first, second, third = (one.law for one in found)
+    assert first is second is None
+    assert third is not None
+    assert list(third) == ["count", "shape", "colour", "size", "relation", "background"]
+    assert third["background"] >= 1 / 3  # one of three captions is nonsense
     assert model.asked == [
         {"steps": p.steps, "guidance": p.guidance, "policy": p.policy, "seed": 7} for p in points
     ]
@@ -199,7 +206,7 @@ def test_results_are_counted_by_task(tiny, questions):
 
 
 def test_a_broken_sweep_is_taken_up_point_by_point(tiny, tmp_path, asked):
-    path, points = tmp_path / "curves.json", [*steps_points((2,))[:3], *joint_points(tiny, (2,))]
+    path, points = tmp_path / "curves.json", [*steps_points(tiny, (2,))[:3], *joint_points(tiny, (2,))]
     begun = sweep(tiny, points, take_up(path, tiny, PAPER), path)
     first = [next(begun) for _ in range(2)]
     begun.close()  # broken off
@@ -215,7 +222,7 @@ def test_a_broken_sweep_is_taken_up_point_by_point(tiny, tmp_path, asked):
 
 
 def test_a_point_counts_only_with_the_very_same_settings(tiny, tmp_path):
-    path, (point, *_) = tmp_path / "curves.json", steps_points((2,))
+    path, (point, *_) = tmp_path / "curves.json", steps_points(tiny, (2,))
     empty = Curves(model=tiny.fingerprint, paper=PAPER)
     assert not empty.holds(point)
     (found,) = sweep(tiny, [point], empty, path)
@@ -232,7 +239,7 @@ def test_a_point_counts_only_with_the_very_same_settings(tiny, tmp_path):
 
 def test_a_file_of_another_model_or_paper_is_left_alone(tiny, tmp_path):
     path = tmp_path / "curves.json"
-    list(sweep(tiny, steps_points((2,))[:1], Curves(model=tiny.fingerprint, paper=PAPER), path))
+    list(sweep(tiny, steps_points(tiny, (2,))[:1], Curves(model=tiny.fingerprint, paper=PAPER), path))
     before = path.read_bytes()
     with pytest.raises(ValueError, match="choose another folder, or remove the file"):
         take_up(path, tiny, replace(PAPER, num=4))
@@ -246,7 +253,7 @@ def test_a_file_of_another_model_or_paper_is_left_alone(tiny, tmp_path):
 
 def test_what_is_no_longer_the_models_own_is_left_out(tiny, tmp_path):
     path = tmp_path / "curves.json"
-    points = [steps_points((2,))[0], *guidance_points(tiny, (0.0, 1.0)), *joint_points(tiny, (2,))]
+    points = [steps_points(tiny, (2,))[0], *guidance_points(tiny, (0.0, 1.0)), *joint_points(tiny, (2,))]
     list(sweep(tiny, points, Curves(model=tiny.fingerprint, paper=PAPER), path))
     assert len(take_up(path, tiny, PAPER).measurements) == 6
     changed = like(tiny, text_to_image=Settings(steps=5), joint=Settings(policy=Confidence(temperature=0.1)))
@@ -268,7 +275,7 @@ def test_a_file_that_is_none_is_named(tmp_path, text):
 
 
 def test_results_are_the_same_each_time(tiny, questions):
-    for point in (steps_points((3,))[-1], joint_points(tiny, (4,))[2]):
+    for point in (steps_points(tiny, (3,))[-1], joint_points(tiny, (4,))[2]):
         first, second = (measure(tiny, point, questions, seed=1) for _ in range(2))
         assert replace(first, seconds=0.0) == replace(second, seconds=0.0)
         json.dumps(vars(first))
