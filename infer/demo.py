@@ -166,7 +166,7 @@ def ragged(pipe: Pipeline, questions: Sequence[Question], seed: int) -> str:
     import torch
 
     from mmdlm.canvas import Canvas
-    from mmdlm.sampling import Confidence, denoise
+    from mmdlm.sampling import Unmask, denoise
 
     layout, encode = pipe.layout, pipe.text_tokenizer.encode
     longer = replace(
@@ -182,7 +182,7 @@ def ragged(pipe: Pipeline, questions: Sequence[Question], seed: int) -> str:
     batch, mask, number = Canvas.concat(canvases), layout.vocab.mask, 3
 
     def fill(canvas: Canvas, count: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
-        sampler = {"policy": Confidence(), "seeds": seed, "mask": mask}
+        sampler = {"policy": Unmask(), "seeds": seed, "mask": mask}
         *_, state = denoise(pipe.transformer, canvas.to(pipe.device), steps=count, samples=samples, **sampler)
         return state.canvas.tokens
 

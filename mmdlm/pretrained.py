@@ -11,24 +11,12 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from mmdlm import __version__
+from mmdlm import __version__, sampling
 from mmdlm.canvas import MODALITIES, Layout
 from mmdlm.diffusion import Cosine, Linear, LogLinear, Polynomial
 from mmdlm.io import Component, Label, from_json, read_folder, resolve, to_json, write_folder
 from mmdlm.model import Predictor, Transformer, TransformerConfig
-from mmdlm.sampling import (
-    Ancestral,
-    ByModality,
-    Confidence,
-    Drawn,
-    LeftToRight,
-    Peak,
-    Policy,
-    Random,
-)
-from mmdlm.sampling import (
-    Path as Walk,
-)
+from mmdlm.sampling import Policy, Unmask
 from tokenizers_mm import (
     Autoencoder,
     AutoencoderConfig,
@@ -45,22 +33,34 @@ __all__ = ["BUILT_IN", "Parts", "Settings", "fingerprint", "load_parts", "save_p
 BUILT_IN = {"scenes": Path(__file__).parent / "models" / "scenes"}
 
 # Class names in saved JSON resolve here and nowhere else.
-_POLICIES = (
-    Confidence,
-    Ancestral,
-    ByModality,
-    Walk,
+_SETTINGS = (
+    sampling.Ancestral,
+    sampling.Blocks,
+    sampling.Bounded,
+    sampling.ByModality,
+    sampling.Drawn,
+    sampling.EntropyBelow,
+    sampling.Even,
+    sampling.Factor,
+    sampling.Fixed,
+    sampling.LeftToRight,
+    sampling.Margin,
+    sampling.NegativeEntropy,
+    sampling.Path,
+    sampling.Peak,
+    sampling.Proportional,
+    sampling.Random,
+    sampling.Scheduled,
+    sampling.Stable,
+    sampling.Threshold,
+    sampling.Unmask,
     Cosine,
     Linear,
     LogLinear,
     Polynomial,
-    Drawn,
-    Peak,
-    Random,
-    LeftToRight,
 )
 _CLASSES: dict[str, type] = {
-    known.__name__: known for known in (*_POLICIES, TransformerConfig, AutoencoderConfig)
+    known.__name__: known for known in (*_SETTINGS, TransformerConfig, AutoencoderConfig)
 }
 
 
@@ -70,7 +70,7 @@ class Settings:
 
     steps: int = 16
     guidance: Mapping[str, float] = field(default_factory=dict)  # modality -> scale w of (1 + w) c - w u
-    policy: Policy = field(default_factory=Confidence)
+    policy: Policy = field(default_factory=Unmask)
 
     def __post_init__(self) -> None:
         if self.steps < 1:

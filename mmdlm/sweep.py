@@ -17,7 +17,7 @@ from mmdlm.io import atomic_write_json
 from mmdlm.law import distances
 from mmdlm.output import Output
 from mmdlm.pipeline import Pipeline
-from mmdlm.sampling import Ancestral, Confidence, LeftToRight, Policy, Random
+from mmdlm.sampling import Ancestral, LeftToRight, Policy, Random, Scheduled, Threshold, Unmask
 from mmdlm.sampling import Path as Walk
 
 __all__ = [
@@ -48,16 +48,18 @@ _SURE = 0.99  # of a drawn token: it is written at once, whatever the schedule s
 
 # Ways to choose what is written next and how it is drawn; T is the temperature.
 POLICIES: dict[str, Policy] = {
-    "surest first, cosine, T 0.3": Confidence(schedule=Cosine(), temperature=0.3),
-    "surest first, quadratic, T 0.3": Confidence(schedule=Polynomial(2.0), temperature=0.3),
-    "surest first, linear, T 0.3": Confidence(schedule=Linear(), temperature=0.3),
-    "surest first, sure at once, T 0.3": Confidence(schedule=Linear(), temperature=0.3, threshold=_SURE),
-    "random order, linear, T 0": Confidence(schedule=Linear(), temperature=0.0, order=Random()),
-    "random order, linear, T 0.3": Confidence(schedule=Linear(), temperature=0.3, order=Random()),
-    "random order, sure at once, T 0.3": Confidence(
-        schedule=Linear(), temperature=0.3, order=Random(), threshold=_SURE
+    "surest first, cosine, T 0.3": Unmask(quota=Scheduled(Cosine()), temperature=0.3),
+    "surest first, quadratic, T 0.3": Unmask(quota=Scheduled(Polynomial(2.0)), temperature=0.3),
+    "surest first, linear, T 0.3": Unmask(quota=Scheduled(Linear()), temperature=0.3),
+    "surest first, sure at once, T 0.3": Unmask(
+        quota=Scheduled(Linear()), temperature=0.3, rule=Threshold(_SURE)
     ),
-    "left to right, linear, T 0.3": Confidence(schedule=Linear(), temperature=0.3, order=LeftToRight()),
+    "random order, linear, T 0": Unmask(quota=Scheduled(Linear()), temperature=0.0, order=Random()),
+    "random order, linear, T 0.3": Unmask(quota=Scheduled(Linear()), temperature=0.3, order=Random()),
+    "random order, sure at once, T 0.3": Unmask(
+        quota=Scheduled(Linear()), temperature=0.3, order=Random(), rule=Threshold(_SURE)
+    ),
+    "left to right, linear, T 0.3": Unmask(quota=Scheduled(Linear()), temperature=0.3, order=LeftToRight()),
     "ancestral, linear, T 1": Ancestral(schedule=Linear(), temperature=1.0),
 }
 OWN = "the model's own policy"
@@ -187,14 +189,14 @@ def guidance_points(pipe: Pipeline, scales: Sequence[float] = SCALES) -> list[Po
 def joint_points(pipe: Pipeline, totals: Sequence[int] = FORWARDS) -> list[Point]:
     """Pairs from nothing, both at once or one after the other, at equal numbers of forwards in all.
 
-    The model's own policy for pairs, without guidance and threshold and with a linear schedule, which spends
+    The model's own policy for pairs, without guidance and rule and with a linear schedule, which spends
     every forward (one that fills many places early ends early), on three walks. In turn each modality gets
     half of the forwards, but never more than it has places, for each forward fills one at least. Raises
-    ValueError where that policy is not `Confidence` or a total cannot be spent.
+    ValueError where that policy is not `Unmask` or a total cannot be spent.
     """
     policy, layout = pipe.settings["joint"].policy, pipe.layout
-    if not isinstance(policy, Confidence):
-        raise ValueError(f"orders are compared on a policy of class Confidence, and the model's is {policy}")
+    if not isinstance(policy, Unmask):
+        raise ValueError(f"orders are compared on a policy of class Unmask, and the model's is {policy}")
     rooms = layout.caption, math.prod(layout.grid)
     return [
         Point(
@@ -204,7 +206,7 @@ def joint_points(pipe: Pipeline, totals: Sequence[int] = FORWARDS) -> list[Point
             x=float(total),
             steps=total,
             guidance=0.0,
-            policy=replace(policy, path=walk, schedule=Linear(), threshold=None),
+            policy=replace(policy, plan=walk, quota=Scheduled(Linear()), rule=None),
         )
         for total in totals
         for line, walk in zip(ORDERS, _walks(total, *rooms), strict=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -51,6 +52,9 @@ class Draws:
     tokens: Tensor  # (M,) long
     logp: Tensor  # (M,) float32   log-probability of the drawn column, before temperature and truncation
     peak: Tensor  # (M,) float32   log-probability of the most probable column
+    # (M,) float32 each, those that were asked for, of the law before temperature and truncation: "margin", by
+    # how much the most probable column's probability exceeds the next one's, and "entropy" in nats
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def draw(
@@ -60,6 +64,7 @@ def draw(
     temperature: float | Tensor = 1.0,
     top_k: int | Tensor | None = None,
     top_p: float | Tensor | None = None,
+    needs: frozenset[str] = frozenset(),
 ) -> Draws:
     """One column for each row of `logits` (M, V): the inverse distribution function at `u` (M,) float64.
 
@@ -67,20 +72,24 @@ def draw(
     smallest set of the most probable ones that holds `top_p` of what is left; among equals the lower column
     comes first. Temperature 0 is the most probable column. Each setting is one number or (M,) of them.
     Probabilities are float32 or better, blocks of them summed in float64; a column of -inf is never drawn.
+    `needs` names the further columns of `Draws` that are wanted.
     """
     size = max(1, _CHUNK // max(1, logits.shape[1]))
     pieces = []
     for start in range(0, logits.shape[0], size):
         rows = slice(start, start + size)
         settings = _of(temperature, rows), _of(top_k, rows), _of(top_p, rows)
-        pieces.append(_draw_chunk(logits[rows], u[rows], *settings))
+        pieces.append(_draw_chunk(logits[rows], u[rows], *settings, needs))
     if not pieces:
         nothing = u.new_zeros(0, dtype=torch.float32)
-        return Draws(nothing.long(), nothing, nothing)
+        return Draws(nothing.long(), nothing, nothing, dict.fromkeys(needs, nothing))
+    if len(pieces) == 1:
+        return pieces[0]
     return Draws(
         torch.cat([piece.tokens for piece in pieces]),
         torch.cat([piece.logp for piece in pieces]),
         torch.cat([piece.peak for piece in pieces]),
+        {name: torch.cat([piece.columns[name] for piece in pieces]) for name in needs},
     )
 
 
@@ -94,6 +103,7 @@ def _draw_chunk(
     temperature: float | Tensor,
     top_k: int | Tensor | None,
     top_p: float | Tensor | None,
+    needs: frozenset[str],
 ) -> Draws:
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if not isinstance(temperature, Tensor) and temperature > 0:
@@ -106,9 +116,28 @@ def _draw_chunk(
             warm = temperature > 0
             scale = torch.where(warm, temperature, 1.0).unsqueeze(1).to(shifted.dtype)
             tokens = torch.where(warm, _invert(shifted / scale, u, top_k, top_p), tokens)
-    norm = shifted.exp().sum(dim=1).log()
+    mass = shifted.exp()
+    total = mass.sum(dim=1)
+    norm = total.log()
     logp = shifted.gather(1, tokens.unsqueeze(1)).squeeze(1) - norm
-    return Draws(tokens, logp.float(), (-norm).float())
+    columns = {name: _STATISTICS[name](shifted, mass, total).float() for name in needs}
+    return Draws(tokens, logp.float(), (-norm).float(), columns)
+
+
+def _entropy(shifted: Tensor, mass: Tensor, total: Tensor) -> Tensor:
+    """Of softmax(shifted), whose probabilities are `mass` / `total`."""
+    scaled = torch.where(mass > 0, shifted, 0.0)  # 0 * -inf is no number
+    return total.log() - torch.linalg.vecdot(mass, scaled) / total
+
+
+def _margin(shifted: Tensor, mass: Tensor, total: Tensor) -> Tensor:
+    if mass.shape[1] == 1:
+        return torch.ones_like(total)
+    first, second = mass.topk(2, dim=1).values.unbind(dim=1)
+    return (first - second) / total
+
+
+_STATISTICS = {"entropy": _entropy, "margin": _margin}
 
 
 def _invert(scaled: Tensor, u: Tensor, top_k: int | Tensor | None, top_p: float | Tensor | None) -> Tensor:

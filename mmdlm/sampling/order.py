@@ -13,7 +13,10 @@ from mmdlm.sampling.state import Proposal, State
 
 
 class Order(Protocol):
-    """Scores the positions of a step: within a span, higher scores are revealed first."""
+    """Scores the positions of a step: within a run, higher scores are revealed first.
+
+    `needs`, where an order has it, names the columns of `Proposal` that it reads beside the usual ones.
+    """
 
     def score(self, state: State, proposal: Proposal | None) -> Tensor | None:
         """(B, L) float; read only where a proposal was made.
@@ -50,6 +53,26 @@ class Peak:
 
 
 @dataclass(frozen=True)
+class Margin:
+    """By how far the most probable token is ahead of the next (Dream's `topk_margin`; arXiv:2502.06768)."""
+
+    needs = frozenset({"margin"})
+
+    def score(self, state: State, proposal: Proposal | None) -> Tensor | None:
+        return None if proposal is None else proposal.column("margin")
+
+
+@dataclass(frozen=True)
+class NegativeEntropy:
+    """The less entropy, the earlier (Dream's `entropy`; EB-Sampler, arXiv:2505.24857)."""
+
+    needs = frozenset({"entropy"})
+
+    def score(self, state: State, proposal: Proposal | None) -> Tensor | None:
+        return None if proposal is None else -proposal.column("entropy")
+
+
+@dataclass(frozen=True)
 class Random:
     """In a random order."""
 
@@ -74,10 +97,35 @@ def count(where: Tensor, runs: Tensor) -> Tensor:
 
 
 def rank(score: Tensor, where: Tensor, runs: Tensor) -> Tensor:
-    """(B, L) long: the place, from 0, of each position of `where` within its span, by descending score.
+    """(B, L) long: the place, from 0, of each position of `where` within its run, by descending score.
 
     Among equal scores the position further left comes first. Elsewhere the number means nothing.
     """
+    order, first = _sorted(score, where, runs)
+    place = torch.arange(score.shape[1], device=score.device) - first
+    return torch.zeros_like(place).scatter(1, order, place)
+
+
+def running(values: Tensor, score: Tensor, where: Tensor, runs: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, L) each: the sum and the largest of the `values` >= 0 of a run, from its first place to one's own.
+
+    Places as `rank` gives them; float64. Elsewhere than at `where` the numbers mean nothing.
+    """
+    order, first = _sorted(score, where, runs)
+    sorted_ = torch.where(where, values.double(), 0.0).gather(1, order)
+    total = sorted_.cumsum(dim=1)
+    total = total - (total - sorted_).gather(1, first)
+    # runs lie behind one another: each is lifted above the ones before it
+    step = sorted_.amax(dim=1, keepdim=True) + 1.0
+    lift = first.double() * step
+    largest = (sorted_ + lift).cummax(dim=1).values - lift
+    return torch.zeros_like(total).scatter(1, order, total), torch.zeros_like(total).scatter(
+        1, order, largest
+    )
+
+
+def _sorted(score: Tensor, where: Tensor, runs: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, L) long each: the positions by run and descending score, and at which place each one's run begins."""
     length = score.shape[1]
     key = torch.where(where, runs + 1, length + 1)
     by_score = score.argsort(dim=1, descending=True, stable=True)
@@ -85,6 +133,4 @@ def rank(score: Tensor, where: Tensor, runs: Tensor) -> Tensor:
     order = by_score.gather(1, by_run)
     sums = key.new_zeros(key.shape[0], length + 2)
     sums = sums.scatter_add(1, key, torch.ones_like(key))
-    first = (sums.cumsum(dim=1) - sums).gather(1, key.gather(1, order))
-    place = torch.arange(length, device=score.device) - first
-    return torch.zeros_like(place).scatter(1, order, place)
+    return order, (sums.cumsum(dim=1) - sums).gather(1, key.gather(1, order))

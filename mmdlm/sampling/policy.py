@@ -3,57 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmdlm.canvas import IMAGE, TEXT, Part, Rows
-from mmdlm.diffusion.schedule import Cosine, Linear, Schedule
+from mmdlm.diffusion.schedule import Linear, Schedule
 from mmdlm.sampling.draw import CHOICE, REVEAL, TOKEN, draw, gumbel
-from mmdlm.sampling.order import Drawn, Order, count, rank
+from mmdlm.sampling.modality import ByModality, by_modality, spread
+from mmdlm.sampling.order import Drawn, Order, rank
+from mmdlm.sampling.plan import Path, Plan, Windows
+from mmdlm.sampling.quota import Quota, Rule, Scheduled, Stable
 from mmdlm.sampling.state import Move, Proposal, State, Step
 
-T = TypeVar("T")
-
 _ALL = 1 << 62  # a top_k that cuts nothing
-
-
-@dataclass(frozen=True)
-class ByModality(Generic[T]):
-    """One setting for text and one for image, wherever a policy takes a setting."""
-
-    text: T
-    image: T
-
-    @staticmethod
-    def of(value: T | ByModality[T]) -> ByModality[T]:
-        """The same setting for both, or the two that were given."""
-        return value if isinstance(value, ByModality) else ByModality(value, value)
-
-
-@dataclass(frozen=True)
-class Path:
-    """The walk through the square of noise levels: each modality's stretch of a row's time [0, 1].
-
-    Both over (0, 1) is simultaneous; text (0, .5) and image (.5, 1) is text first.
-    """
-
-    text: tuple[float, float] = (0.0, 1.0)
-    image: tuple[float, float] = (0.0, 1.0)
-
-    def __post_init__(self) -> None:
-        for name, (start, stop) in (("text", self.text), ("image", self.image)):
-            if not 0.0 <= start < stop <= 1.0:
-                raise ValueError(
-                    f"the {name} window must satisfy 0 <= start < stop <= 1, got ({start}, {stop})"
-                )
-
-    def clocks(self, time: Tensor) -> ByModality[Tensor]:
-        """Row time -> each modality's own time in [0, 1], 0 before its window and 1 after it."""
-        windows = (self.text, self.image)
-        return ByModality(*(((time - start) / (stop - start)).clamp(0.0, 1.0) for start, stop in windows))
 
 
 class Policy(ABC):
@@ -79,6 +45,7 @@ def propose(
     temperature: float | ByModality[float] = 1.0,
     top_k: int | ByModality[int | None] | None = None,
     top_p: float | ByModality[float | None] | None = None,
+    needs: frozenset[str] = frozenset(),
 ) -> Proposal:
     """Draws a token at every row of `parts`, with the stream of that row; see `draw` for the settings."""
     modality = state.canvas.modality
@@ -86,6 +53,7 @@ def propose(
     tokens = state.canvas.tokens
     logp = torch.zeros(state.canvas.shape, dtype=torch.float32, device=state.canvas.device)
     peak, valid = logp, torch.zeros_like(logp, dtype=torch.bool)
+    columns, memory = dict.fromkeys(needs, logp), {}
     for part in parts:
         image = part.rows.gather(modality) == IMAGE
         drawn = draw(
@@ -94,102 +62,126 @@ def propose(
             temperature=_by_row(temperature, image, 1.0),
             top_k=_by_row(top_k, image, _ALL),
             top_p=_by_row(top_p, image, 1.0),
+            needs=needs - {"kl"},
         )
+        told = dict(drawn.columns)
+        if "kl" in needs:
+            told["kl"], memory[f"law/{part.ids.start}"] = _moved(state, part)
         tokens = part.rows.scatter(drawn.tokens + part.ids.start, tokens)
         logp = part.rows.scatter(drawn.logp, logp)
         peak = part.rows.scatter(drawn.peak, peak)
         valid = part.rows.scatter(part.rows.valid, valid)
-    return Proposal(tokens, logp, peak, valid)
+        columns = {name: part.rows.scatter(told[name], old) for name, old in columns.items()}
+    return Proposal(tokens, logp, peak, valid, columns, memory)
+
+
+def _moved(state: State, part: Part) -> tuple[Tensor, Tensor]:
+    """(M,) KL(law now || law at the step before), infinite where there was none, and (B, L, V) the law."""
+    law = part.logits.float().log_softmax(dim=1)
+    column = law.new_zeros(*state.canvas.shape, law.shape[1])
+    before = part.rows.gather(state.memory.get(f"law/{part.ids.start}", column))
+    mass = law.exp()
+    kl = torch.where(mass > 0, mass * (law - before), 0.0).sum(dim=1)
+    known = (before < 0).any(dim=1)  # a law of zeros is none
+    return torch.where(known, kl, torch.inf), part.rows.scatter(law, column)
 
 
 @dataclass(frozen=True)
-class Confidence(Policy):
-    """Reveals, span by span, the surest proposals and as many as a schedule wants.
+class Unmask(Policy):
+    """Fills, run by run, those that come first in an order: as many as a quota wants, and what a rule allows.
 
-    MaskGIT (arXiv:2202.04200, section 3.2) with a cosine schedule and noise on the choice, LLaDA
-    (arXiv:2502.09992, low-confidence remasking) with a linear one and none. At its modality's clock c a span
-    that had n holes keeps floor(n * (1 - alpha(1 - c))) of them; while the clock runs at least one goes a
-    step, when it ends all do. The score is that of `order` plus choice_temperature * (1 - c) * Gumbel noise.
-    Every number is computed afresh from c each step. With a `threshold`, a hole whose most probable token has
-    at least that probability (before temperature) is filled as well, whatever was drawn (Fast-dLLM,
-    arXiv:2505.22618): a row is then done in fewer steps. Without one, an order that looks at no proposal has
-    the model asked only where it writes. `order` may differ by modality, and so may every setting but the
-    path.
+    The score is that of `order` plus choice_temperature * (1 - c) * Gumbel noise, c the run's own time; every
+    number is computed afresh from c at each step. When a run's time ends, all of it is filled. Without a rule,
+    an order that looks at no proposal has the model asked only where it writes. All settings but the plan may
+    differ by modality.
+
+    MaskGIT (arXiv:2202.04200) is the drawn order with a cosine quota and noise on the choice, LLaDA
+    (arXiv:2502.09992) the same with an even quota and none; `mmdlm.sampling.presets` has many more.
     """
 
-    schedule: Schedule | ByModality[Schedule] = Cosine()
-    path: Path = Path()
+    quota: Quota | ByModality[Quota] = Scheduled()
+    order: Order | ByModality[Order] = Drawn()
+    rule: Rule | ByModality[Rule | None] | None = None
+    plan: Plan = Path()
     temperature: float | ByModality[float] = 1.0
     choice_temperature: float | ByModality[float] = 0.0
     top_k: int | ByModality[int | None] | None = None
     top_p: float | ByModality[float | None] | None = None
-    order: Order | ByModality[Order] = Drawn()
-    threshold: float | ByModality[float | None] | None = None
 
     def __post_init__(self) -> None:
         _check_draw(self.temperature, self.top_k, self.top_p)
         _check_not_negative("choice_temperature", self.choice_temperature)
-        for value in (ByModality.of(self.threshold).text, ByModality.of(self.threshold).image):
-            if value is not None and not 0.0 < value <= 1.0:
-                raise ValueError(f"threshold must be in (0, 1], or None for none, got {value}")
 
     def ask(self, state: State) -> Rows:
-        """The holes that this step writes, as far as they are known; else all in a span that it writes to."""
-        quota = self.quota(state)
-        wanted = state.open & (quota > 0)
-        thresholds, scores = ByModality.of(self.threshold), self._scores(state, None)
-        for modality, threshold, score in (
-            (TEXT, thresholds.text, scores.text),
-            (IMAGE, thresholds.image, scores.image),
+        """The holes that this step writes, as far as they are known; else all that are active."""
+        windows = self.plan.windows(state)
+        number, scores = self._number(state, windows), self._scores(state, None, windows)
+        wanted = windows.active
+        for modality, rule, score in zip(
+            (TEXT, IMAGE), ByModality.of(self.rule).both, scores.both, strict=True
         ):
-            if threshold is None and score is not None:
-                mine = wanted & (state.canvas.modality == modality)
-                wanted = wanted & (~mine | (rank(score, mine, state.runs) < quota))
+            if rule is None:
+                mine = state.canvas.modality == modality
+                due = (
+                    windows.led
+                    if score is None
+                    else windows.led & (rank(score, windows.active, windows.runs) < number)
+                )
+                wanted = wanted & (~mine | due)
         return Rows.of(wanted)
 
     def propose(self, state: State, parts: list[Part]) -> Proposal:
-        return propose(state, parts, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+        return propose(
+            state, parts, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, needs=self.needs
+        )
 
     def move(self, step: Step) -> Move:
-        state, proposal = step.state, step.proposal
-        candidates = state.open & proposal.valid
-        write = rank(self.score(step), candidates, state.runs) < self.quota(state)
-        thresholds = ByModality.of(self.threshold)
-        for modality, threshold in ((TEXT, thresholds.text), (IMAGE, thresholds.image)):
-            if threshold is not None:
-                sure = proposal.peak.double().exp() >= threshold
-                write = write | (sure & (state.canvas.modality == modality))
-        return Move(candidates & write, torch.zeros_like(candidates))
+        windows = self.plan.windows(step.state)
+        candidates = windows.active & step.proposal.valid
+        score = self.score(step, windows)
+        write = windows.led & (rank(score, candidates, windows.runs) < self._number(step.state, windows))
+        if self.rule is not None:
+            write = write | by_modality(
+                self.rule,
+                step.state.canvas,
+                lambda rule: torch.zeros_like(write) if rule is None else rule.sure(step, score, windows),
+            )
+        memory = {**self.plan.remember(step.state, windows), **step.proposal.memory}
+        for rule in ByModality.of(self.rule).both:
+            if isinstance(rule, Stable):
+                memory |= rule.remember(step)
+        return Move(candidates & write, torch.zeros_like(write), memory)
 
-    def quota(self, state: State) -> Tensor:
-        """(B, L) long: how many holes of the position's span are filled at this step."""
-        holes, planned = count(state.open, state.runs), count(state.initial, state.runs)
-        clock = _spread(self.path.clocks(state.after), state)
-        level = _levels(self.schedule, self.path.clocks(state.after), state)
-        keep = (planned * level + 1e-9).floor().long()  # the small number: 0.3 * 10 is 3
-        keep = torch.minimum(keep, holes - 1)
-        keep = torch.where(clock >= 1.0, 0, keep)
-        return torch.where(clock > 0.0, holes - keep.clamp(min=0), 0)
-
-    def score(self, step: Step) -> Tensor:
-        """(B, L) float: higher is revealed earlier."""
-        scores = self._scores(step.state, step.proposal)
+    def score(self, step: Step, windows: Windows) -> Tensor:
+        """(B, L) float: higher is filled earlier."""
+        scores = self._scores(step.state, step.proposal, windows)
         if scores.text is None or scores.image is None:
             raise ValueError(f"{self.order} gives no score although it was shown a proposal")
-        return torch.where(step.state.canvas.modality == IMAGE, scores.image, scores.text)
+        return spread(ByModality(scores.text, scores.image), step.state.canvas)
 
-    def _scores(self, state: State, proposal: Proposal | None) -> ByModality[Tensor | None]:
+    @property
+    def needs(self) -> frozenset[str]:
+        """The columns of a proposal that order and rule read."""
+        return _needs([*ByModality.of(self.order).both, *ByModality.of(self.rule).both])
+
+    def _number(self, state: State, windows: Windows) -> Tensor:
+        """(B, L) long: how many holes of the position's run are due; all of them when its time ends."""
+        number = by_modality(self.quota, state.canvas, lambda quota: quota.number(state, windows))
+        return torch.where(windows.after >= 1.0, state.canvas.shape[1], number)
+
+    def _scores(self, state: State, proposal: Proposal | None, windows: Windows) -> ByModality[Tensor | None]:
         """(B, L) float of each modality's order, with its noise; None where a proposal is wanted first."""
-        orders, heat = ByModality.of(self.order), ByModality.of(self.choice_temperature)
-        clocks = self.path.clocks(state.after)
 
-        def noisy(score: Tensor | None, heat: float, clock: Tensor) -> Tensor | None:
+        def noisy(order: Order, heat: float) -> Tensor | None:
+            score = order.score(state, proposal)
             if score is None or heat == 0.0:
                 return score
-            return score + (heat * (1.0 - clock)).unsqueeze(1) * gumbel(state.uniform(CHOICE))
+            return score + heat * (1.0 - windows.after) * gumbel(state.uniform(CHOICE))
 
-        text = noisy(orders.text.score(state, proposal), heat.text, clocks.text)
-        return ByModality(text, noisy(orders.image.score(state, proposal), heat.image, clocks.image))
+        orders, heats = ByModality.of(self.order), ByModality.of(self.choice_temperature)
+        text = noisy(orders.text, heats.text)
+        same = orders.text == orders.image and heats.text == heats.image
+        return ByModality(text, text if same else noisy(orders.image, heats.image))
 
 
 @dataclass(frozen=True)
@@ -202,7 +194,7 @@ class Ancestral(Policy):
     """
 
     schedule: Schedule | ByModality[Schedule] = Linear()
-    path: Path = Path()
+    plan: Plan = Path()
     temperature: float | ByModality[float] = 1.0
     top_k: int | ByModality[int | None] | None = None
     top_p: float | ByModality[float | None] | None = None
@@ -212,37 +204,30 @@ class Ancestral(Policy):
 
     def ask(self, state: State) -> Rows:
         """The holes that this step reveals."""
-        return Rows.of(state.open & self._reveal(state))
+        return Rows.of(self._reveal(state))
 
     def propose(self, state: State, parts: list[Part]) -> Proposal:
         return propose(state, parts, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
     def move(self, step: Step) -> Move:
         write = step.state.open & step.proposal.valid
-        return Move(write, torch.zeros_like(write))
+        memory = self.plan.remember(step.state, self.plan.windows(step.state))
+        return Move(write, torch.zeros_like(write), memory)
 
     def _reveal(self, state: State) -> Tensor:
-        before, after = self.path.clocks(state.before), self.path.clocks(state.after)
-        masked_t, masked_s = (_levels(self.schedule, clocks, state) for clocks in (before, after))
-        chance = 1.0 - masked_s / masked_t.clamp(min=torch.finfo(torch.float64).tiny)
-        ended = _spread(after, state) >= 1.0  # whatever rounding and the schedule's end leave
-        return (state.uniform(REVEAL) < chance) | ended
+        windows = self.plan.windows(state)
+        t, s = (self._masked(state, 1.0 - clock) for clock in (windows.before, windows.after))
+        chance = 1.0 - s / t.clamp(min=torch.finfo(torch.float64).tiny)
+        ended = windows.after >= 1.0  # whatever rounding and the schedule's end leave
+        return windows.active & ((state.uniform(REVEAL) < chance) | ended)
+
+    def _masked(self, state: State, time: Tensor) -> Tensor:
+        """(B, L) float64: the fraction that is masked at each position's own noise time."""
+        return by_modality(self.schedule, state.canvas, lambda schedule: 1.0 - schedule.alpha(time))
 
 
-def _levels(schedule: Schedule | ByModality[Schedule], clocks: ByModality[Tensor], state: State) -> Tensor:
-    """(B, L) float64: the fraction that is masked at each position's own clock, 1 - alpha(1 - clock)."""
-    schedules = ByModality.of(schedule)
-    levels = ByModality(
-        1.0 - schedules.text.alpha(1.0 - clocks.text).double(),
-        1.0 - schedules.image.alpha(1.0 - clocks.image).double(),
-    )
-    return _spread(levels, state)
-
-
-def _spread(values: ByModality[Tensor], state: State) -> Tensor:
-    """(B,) for each modality -> (B, L)."""
-    image = state.canvas.modality == IMAGE
-    return torch.where(image, values.image.unsqueeze(1), values.text.unsqueeze(1))
+def _needs(parts: Iterable[Any]) -> frozenset[str]:
+    return frozenset[str]().union(*(getattr(part, "needs", ()) for part in parts))
 
 
 def _by_row(value, image: Tensor, nothing):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class State:
     seed: Tensor  # (B,) long
     sample: Tensor  # (B,) long   index of the sample within its seed
     initial: Tensor  # (B, L) bool   fillable positions that were masked at the start
+    # (B, L, ...) each: what the policy left behind at the last step, 0 where it was not there
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
 
     @staticmethod
     def start(
@@ -92,17 +95,19 @@ class State:
         left = (self.num_steps - self.step).masked_fill(self.done, 0)
         return int(left.max()) if left.numel() else 0
 
-    def advance(self, canvas: Canvas) -> State:
+    def advance(self, canvas: Canvas, memory: Mapping[str, Tensor] | None = None) -> State:
         """One step later, with `canvas` as it stands then: rows that were done stay as they were."""
         step = torch.where(self.done, self.step, self.step + 1)
         filled = ~(canvas.masked & self.initial).any(dim=1)
-        return replace(self, canvas=canvas, step=step, done=self.done | filled | (step >= self.num_steps))
+        done = self.done | filled | (step >= self.num_steps)
+        return replace(self, canvas=canvas, step=step, done=done, memory={} if memory is None else memory)
 
     def select(self, rows: Tensor) -> State:
         """The rows named by `rows`, (N,) long or (B,) bool; they go on exactly as they would have."""
         values = {column.name: getattr(self, column.name) for column in fields(self)}
         canvas = values.pop("canvas").select(rows)
-        return State(canvas=canvas, **{name: value[rows] for name, value in values.items()})
+        memory = {name: column[rows] for name, column in values.pop("memory").items()}
+        return State(canvas=canvas, memory=memory, **{name: value[rows] for name, value in values.items()})
 
     @staticmethod
     def join(first: State, second: State) -> State:
@@ -111,11 +116,20 @@ class State:
         length = canvas.shape[1]
         columns = {}
         for column in fields(State):
-            if column.name in ("canvas", "initial"):
+            if column.name in ("canvas", "initial", "memory"):
                 continue
             columns[column.name] = torch.cat([getattr(first, column.name), getattr(second, column.name)])
         initial = [_widen(state.initial, length) for state in (first, second)]
-        return State(canvas=canvas, initial=torch.cat(initial), **columns)
+        memory = {
+            name: torch.cat(
+                [
+                    _recall(state, name, length, of=first.memory.get(name, second.memory.get(name)))
+                    for state in (first, second)
+                ]
+            )
+            for name in {**first.memory, **second.memory}
+        }
+        return State(canvas=canvas, initial=torch.cat(initial), memory=memory, **columns)
 
 
 @dataclass(frozen=True)
@@ -126,6 +140,16 @@ class Proposal:
     logp: Tensor  # (B, L) float32   log-probability of the proposed token, before temperature and truncation
     peak: Tensor  # (B, L) float32   log-probability of the most probable token: depends on no draw
     valid: Tensor  # (B, L) bool      where a proposal was made; elsewhere the others mean nothing
+    # (B, L) float32 each, where somebody needs them: of the model's law the "margin" of the most probable
+    # token over the next, the "entropy", and the "kl" from its law at the step before (infinite without one)
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    memory: Mapping[str, Tensor] = field(default_factory=dict)  # (B, L, ...) each, for the next state
+
+    def column(self, name: str) -> Tensor:
+        """One of `columns`. Raises KeyError with advice where nobody said that it is needed."""
+        if name not in self.columns:
+            raise KeyError(f"the proposal has no {name!r}: an order or rule names in `needs` what it reads")
+        return self.columns[name]
 
 
 @dataclass(frozen=True)
@@ -134,6 +158,7 @@ class Move:
 
     write: Tensor  # (B, L) bool   takes the proposed token
     noise: Tensor  # (B, L) bool   becomes a hole again
+    memory: Mapping[str, Tensor] = field(default_factory=dict)  # (B, L, ...) each, for the next state
 
 
 @dataclass(frozen=True)
@@ -145,4 +170,13 @@ class Step:
 
 
 def _widen(column: Tensor, length: int) -> Tensor:
-    return torch.nn.functional.pad(column, (0, length - column.shape[1]))
+    """(B, L, ...) -> (B, length, ...), with zeros on the right."""
+    wide = column.new_zeros(column.shape[0], length, *column.shape[2:])
+    wide[:, : column.shape[1]] = column
+    return wide
+
+
+def _recall(state: State, name: str, length: int, of: Tensor) -> Tensor:
+    """A column of a state's memory, widened; zeros like those `of` another state where it has none."""
+    column = state.memory.get(name, of.new_zeros(*state.canvas.shape, *of.shape[2:]))
+    return _widen(column, length)

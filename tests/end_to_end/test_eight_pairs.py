@@ -17,7 +17,7 @@ from mmdlm.codec import Codec
 from mmdlm.data import Batches, Listed, Shuffled
 from mmdlm.diffusion import Absorbing, Edges, ExactCount, Masking, Mixture, Square
 from mmdlm.pretrained import Settings
-from mmdlm.sampling import Ancestral, Confidence
+from mmdlm.sampling import Ancestral, Unmask
 from mmdlm.training import AdamW, Ema, Run, Trainer, WarmupCosine
 from tokenizers_mm import Vocab
 
@@ -75,7 +75,7 @@ def untrained() -> Pipeline:
     words, tiles = Words(), Tiles()
     vocab = Vocab.build(num_text=words.size, num_codes=tiles.size)
     layout = Layout(vocab=vocab, grid=(SIDE, SIDE), caption=5, question=1, answer=1)
-    surest = Settings(steps=4, policy=Confidence(temperature=0.0))
+    surest = Settings(steps=4, policy=Unmask(temperature=0.0))
     settings = dict.fromkeys(("text_to_image", "caption", "inpaint"), surest)
     settings["joint"] = Settings(steps=30, policy=Ancestral())
     with torch.random.fork_rng():

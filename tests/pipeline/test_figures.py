@@ -30,7 +30,7 @@ def pairs(line: str, forwards: int, right: int, *, total: int = 200) -> Measurem
 def measured(
     figure: str, task: str, line: str, x: float, right: int, *, total: int = 200, **more
 ) -> Measurement:
-    settings = {"steps": 16, "guidance": 0.0, "policy": "Confidence()"}
+    settings = {"steps": 16, "guidance": 0.0, "policy": "Unmask()"}
     return Measurement(
         figure=figure, task=task, line=line, x=x, **settings, right=right, total=total,
         forwards=int(total * x), seconds=1.0, **more,

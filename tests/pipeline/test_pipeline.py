@@ -17,7 +17,7 @@ from mmdlm import Pipeline, __version__
 from mmdlm import jobs as tasks
 from mmdlm.output import Output
 from mmdlm.pretrained import Settings
-from mmdlm.sampling import Ancestral, Confidence
+from mmdlm.sampling import Ancestral, Unmask
 
 HOLES = ["a ___ red circle on a ___ background", "___ large star", "two green ___"]
 # Every generating method, asked for the samples `which` of three.
@@ -557,5 +557,5 @@ def test_a_model_that_knows_the_caption_gives_it_probability_one(kit):
 def test_the_policy_of_a_call_is_heeded_at_temperature_zero(kit):
     layout = kit.pipe.layout
     pipe = kit.even()
-    cold = pipe.caption(kit.pictures[0], policy=Confidence(temperature=0.0), steps=1, progress=False)
+    cold = pipe.caption(kit.pictures[0], policy=Unmask(temperature=0.0), steps=1, progress=False)
     assert cold.texts == (kit.pipe.text_tokenizer.decode([0] * layout.caption),)

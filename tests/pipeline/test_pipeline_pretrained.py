@@ -19,7 +19,7 @@ from mmdlm.diffusion import Linear, Polynomial
 from mmdlm.io import seal
 from mmdlm.output import Output, Record, read_record, save_png
 from mmdlm.pretrained import Settings
-from mmdlm.sampling import Ancestral, ByModality, Confidence, LeftToRight, Peak
+from mmdlm.sampling import Ancestral, ByModality, LeftToRight, Peak, Scheduled, Unmask
 from mmdlm.sampling import Path as Walk
 
 
@@ -31,7 +31,7 @@ def record(**changes) -> Record:
         "sample": 0,
         "steps": 4,
         "guidance": {"image": 1.5},
-        "policy": "Confidence()",
+        "policy": "Unmask()",
         "model": "0123456789abcdef",
         "software": "mmdlm 0",
     }
@@ -103,8 +103,11 @@ def test_a_model_is_saved_again_over_itself(tiny_folder, copy):
 
 
 POLICIES = (
-    Confidence(schedule=ByModality(Linear(), Polynomial(2.0)), order=ByModality(LeftToRight(), Peak())),
-    Confidence(path=Walk(text=(0.0, 0.5), image=(0.5, 1.0)), top_k=ByModality(None, 7), top_p=0.9),
+    Unmask(
+        quota=ByModality(Scheduled(Linear()), Scheduled(Polynomial(2.0))),
+        order=ByModality(LeftToRight(), Peak()),
+    ),
+    Unmask(plan=Walk(text=(0.0, 0.5), image=(0.5, 1.0)), top_k=ByModality(None, 7), top_p=0.9),
     Ancestral(temperature=ByModality(0.5, 1.0)),
 )
 

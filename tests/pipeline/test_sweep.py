@@ -14,7 +14,7 @@ from mmdlm.evaluate import KINDS
 from mmdlm.output import Output
 from mmdlm.pipeline import Pipeline
 from mmdlm.pretrained import Settings
-from mmdlm.sampling import Ancestral, Confidence, denoise
+from mmdlm.sampling import Ancestral, Unmask, denoise
 from mmdlm.sweep import (
     ORDERS,
     OWN,
@@ -86,7 +86,7 @@ def test_steps_are_asked_of_every_policy_and_both_tasks(tiny):
 
 def test_policies_differ_and_cover_the_temperatures():
     assert len({repr(policy) for policy in POLICIES.values()}) == len(POLICIES)
-    heats = {policy.temperature for policy in POLICIES.values() if isinstance(policy, Confidence | Ancestral)}
+    heats = {policy.temperature for policy in POLICIES.values() if isinstance(policy, Unmask | Ancestral)}
     assert heats == {0.0, 0.3, 1.0}
 
 
@@ -142,12 +142,12 @@ def test_totals_that_cannot_be_spent_are_refused(tiny):
 
 def test_pairs_are_compared_on_confidence_alone(tiny):
     other = like(tiny, joint=Settings(policy=Ancestral()))
-    with pytest.raises(ValueError, match=r"of class Confidence, and the model's is Ancestral\("):
+    with pytest.raises(ValueError, match=r"of class Unmask, and the model's is Ancestral\("):
         joint_points(other)
 
 
 def test_forwards_that_are_not_equal_are_not_passed_over(tiny, questions):
-    point = replace(joint_points(tiny, (4,))[0], policy=Confidence(), steps=70)
+    point = replace(joint_points(tiny, (4,))[0], policy=Unmask(), steps=70)
     with pytest.raises(ValueError, match=r"both at once: \d+ forwards, wanted 70 for each of 3"):
         measure(tiny, point, questions, seed=0)
 
@@ -228,7 +228,7 @@ def test_a_point_counts_only_with_the_very_same_settings(tiny, tmp_path):
     (found,) = sweep(tiny, [point], empty, path)
     curves = read_curves(path)
     assert curves.holds(point)
-    changed = replace(point, policy=Confidence(temperature=0.9))
+    changed = replace(point, policy=Unmask(temperature=0.9))
     assert not curves.holds(changed)
     for change in ({"steps": 3}, {"guidance": 1.0}, {"task": "caption"}, {"x": 4.0}):
         assert not curves.holds(replace(point, **change)), change
@@ -256,7 +256,7 @@ def test_what_is_no_longer_the_models_own_is_left_out(tiny, tmp_path):
     points = [steps_points(tiny, (2,))[0], *guidance_points(tiny, (0.0, 1.0)), *joint_points(tiny, (2,))]
     list(sweep(tiny, points, Curves(model=tiny.fingerprint, paper=PAPER), path))
     assert len(take_up(path, tiny, PAPER).measurements) == 6
-    changed = like(tiny, text_to_image=Settings(steps=5), joint=Settings(policy=Confidence(temperature=0.1)))
+    changed = like(tiny, text_to_image=Settings(steps=5), joint=Settings(policy=Unmask(temperature=0.1)))
     assert [found.figure for found in take_up(path, changed, PAPER).measurements] == ["steps"]
     changed = like(tiny, joint=Settings(steps=9, policy=tiny.settings["joint"].policy))
     assert len(take_up(path, changed, PAPER).measurements) == 6

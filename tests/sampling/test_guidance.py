@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmdlm.canvas import IMAGE, TEXT, Canvas, Part, Rows
-from mmdlm.sampling import Confidence, Counted, Guided, Path, denoise, hide
+from mmdlm.sampling import Counted, Guided, Path, Unmask, denoise, hide
 
 
 def log_softmax(part: Part) -> torch.Tensor:
@@ -16,9 +16,9 @@ def log_softmax(part: Part) -> torch.Tensor:
 def test_scale_zero_costs_nothing_and_changes_nothing(kit) -> None:
     canvas = Canvas.concat([kit.pair(5, 6), kit.pair(2, 9)])
     counted = Counted(kit.Fake())
-    plain = kit.last(denoise(kit.Fake(), canvas, policy=Confidence(), steps=4, mask=kit.mask))
+    plain = kit.last(denoise(kit.Fake(), canvas, policy=Unmask(), steps=4, mask=kit.mask))
     guided = Guided(counted, text=0.0, image=0.0, mask=kit.mask)
-    final = kit.last(denoise(guided, canvas, policy=Confidence(), steps=4, mask=kit.mask))
+    final = kit.last(denoise(guided, canvas, policy=Unmask(), steps=4, mask=kit.mask))
     assert torch.equal(final.canvas.tokens, plain.canvas.tokens)
     assert (counted.calls, counted.forwards) == (4, 8)
     assert counted.positions == 4 * 2 * canvas.shape[1]
@@ -28,14 +28,14 @@ def test_scale_zero_costs_nothing_and_changes_nothing(kit) -> None:
 def test_each_guided_modality_costs_one_forward(kit, text: float, image: float, calls: int) -> None:
     counted = Counted(kit.Fake())
     guided = Guided(counted, text=text, image=image, mask=kit.mask)
-    kit.last(denoise(guided, kit.pair(8, 9), policy=Confidence(), steps=4, mask=kit.mask))
+    kit.last(denoise(guided, kit.pair(8, 9), policy=Unmask(), steps=4, mask=kit.mask))
     assert counted.calls == calls
 
 
 def test_a_branch_is_not_forwarded_while_its_modality_rests(kit) -> None:
     counted = Counted(kit.Fake())
     guided = Guided(counted, text=1.0, image=1.0, mask=kit.mask)
-    policy = Confidence(path=Path(text=(0.0, 0.5), image=(0.5, 1.0)))
+    policy = Unmask(plan=Path(text=(0.0, 0.5), image=(0.5, 1.0)))
     kit.last(denoise(guided, kit.pair(8, 9), policy=policy, steps=4, mask=kit.mask))
     assert counted.calls == 8
 
@@ -46,7 +46,7 @@ def test_text_alone_has_nothing_to_be_guided_by(kit) -> None:
         denoise(
             Guided(counted, text=3.0, mask=kit.mask),
             kit.pair(8, 0),
-            policy=Confidence(),
+            policy=Unmask(),
             steps=4,
             mask=kit.mask,
         )

@@ -15,7 +15,6 @@ from mmdlm.model import Predictor, Transformer, TransformerConfig
 from mmdlm.sampling import (
     Ancestral,
     ByModality,
-    Confidence,
     Counted,
     Guided,
     LeftToRight,
@@ -24,25 +23,28 @@ from mmdlm.sampling import (
     Peak,
     Policy,
     Random,
+    Scheduled,
     State,
+    Threshold,
+    Unmask,
     denoise,
     resume,
 )
 
 POLICIES = {
-    "confidence": Confidence(choice_temperature=2.0),
-    "greedy": Confidence(Linear(), temperature=0.0),
-    "peak": Confidence(order=Peak(), temperature=0.8, top_k=4),
-    "by modality": Confidence(
-        schedule=ByModality(Linear(), Linear()),
+    "confidence": Unmask(choice_temperature=2.0),
+    "greedy": Unmask(Scheduled(Linear()), temperature=0.0),
+    "peak": Unmask(order=Peak(), temperature=0.8, top_k=4),
+    "by modality": Unmask(
+        quota=ByModality(Scheduled(Linear()), Scheduled(Linear())),
         temperature=ByModality(0.0, 1.0),
         top_p=ByModality(None, 0.9),
         order=ByModality(LeftToRight(), Random()),
     ),
-    "text first": Confidence(path=Path(text=(0.0, 0.5), image=(0.5, 1.0)), choice_temperature=1.0),
-    "sure": Confidence(Linear(), order=Random(), threshold=ByModality(None, 0.9999)),
+    "text first": Unmask(plan=Path(text=(0.0, 0.5), image=(0.5, 1.0)), choice_temperature=1.0),
+    "sure": Unmask(Scheduled(Linear()), order=Random(), rule=ByModality(None, Threshold(0.9999))),
     "ancestral": Ancestral(),
-    "image first": Ancestral(path=Path(text=(0.4, 1.0), image=(0.0, 0.6)), top_p=0.95),
+    "image first": Ancestral(plan=Path(text=(0.4, 1.0), image=(0.0, 0.6)), top_p=0.95),
 }
 every_policy = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
 
@@ -188,7 +190,7 @@ def test_rows_commit_each_hole_once_and_finished_rows_stay(kit, policy: Policy) 
 
 def test_samples_differ_by_sample_and_by_seed(kit) -> None:
     canvas = Canvas.concat([kit.pair(6, 9)] * 6)
-    fake, policy = kit.Fake(), Confidence(order=Random())
+    fake, policy = kit.Fake(), Unmask(order=Random())
     seeds, samples = torch.tensor([0, 0, 1, 1, 0, -7]), torch.tensor([0, 1, 0, 1, 0, 0])
     tokens = run(fake, kit, canvas, policy, 5, samples, seeds).canvas.tokens
     assert torch.equal(tokens[0], tokens[4])
@@ -209,7 +211,7 @@ def test_no_global_randomness_is_touched(kit) -> None:
 
 def test_who_stops_iterating_cancels(kit) -> None:
     counted = Counted(kit.Fake())
-    states = denoise(counted, kit.pair(6, 9), policy=Confidence(), steps=8, mask=kit.mask)
+    states = denoise(counted, kit.pair(6, 9), policy=Unmask(), steps=8, mask=kit.mask)
     assert counted.calls == 0
     next(states)
     assert counted.calls == 0  # the canvas as it came
@@ -224,19 +226,21 @@ def test_rows_that_are_done_are_not_counted(kit) -> None:
     canvas = kit.pair(3, 0), kit.pair(3, 0, given=(1, 2))
     steps = torch.tensor([3, 3])
     for _ in denoise(
-        counted, Canvas.concat(list(canvas)), policy=Confidence(Linear()), steps=steps, mask=kit.mask
+        counted, Canvas.concat(list(canvas)), policy=Unmask(Scheduled(Linear())), steps=steps, mask=kit.mask
     ):
         pass
     assert (counted.calls, counted.forwards) == (3, 4)
 
 
 def test_states_are_handed_out_with_gradients_as_the_caller_has_them(kit) -> None:
-    for _ in denoise(kit.Fake(), kit.pair(2, 2), policy=Confidence(), steps=3, mask=kit.mask):
+    for _ in denoise(kit.Fake(), kit.pair(2, 2), policy=Unmask(), steps=3, mask=kit.mask):
         assert torch.is_grad_enabled()
 
 
 def test_one_state_a_step_and_one_before(kit) -> None:
-    states = list(denoise(kit.Fake(), kit.pair(12, 12), policy=Confidence(Linear()), steps=5, mask=kit.mask))
+    states = list(
+        denoise(kit.Fake(), kit.pair(12, 12), policy=Unmask(Scheduled(Linear())), steps=5, mask=kit.mask)
+    )
     assert [int(state.step) for state in states] == [0, 1, 2, 3, 4, 5]
     assert [bool(state.done) for state in states] == [False] * 5 + [True]
 
@@ -244,7 +248,7 @@ def test_one_state_a_step_and_one_before(kit) -> None:
 def test_a_canvas_without_holes_is_done_at_once(kit) -> None:
     canvas = kit.pair(2, 2, given=(1, 2, 4, 5))
     counted = Counted(kit.Fake())
-    states = list(denoise(counted, canvas, policy=Confidence(), steps=5, mask=kit.mask))
+    states = list(denoise(counted, canvas, policy=Unmask(), steps=5, mask=kit.mask))
     assert len(states) == 1
     assert counted.calls == 0
 
@@ -253,7 +257,7 @@ def test_holes_that_may_not_be_filled_stay_hidden(kit) -> None:
     """The unconditional walk: the partner is a hole for good."""
     canvas = kit.pair(4, 5)
     canvas = canvas.replace(fillable=canvas.fillable & (canvas.modality == IMAGE))
-    final = run(kit.Fake(), kit, canvas, Confidence(), 3).canvas
+    final = run(kit.Fake(), kit, canvas, Unmask(), 3).canvas
     assert torch.equal(final.masked, canvas.masked & (canvas.modality == TEXT))
     assert torch.equal(final.tokens[final.modality == TEXT], canvas.tokens[canvas.modality == TEXT])
 
@@ -294,7 +298,7 @@ def test_noise_reopens_only_what_was_a_hole(kit) -> None:
 )
 def test_wrong_settings_are_named(kit, settings: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        denoise(kit.Fake(), kit.pair(2, 2), policy=Confidence(), mask=kit.mask, **settings)
+        denoise(kit.Fake(), kit.pair(2, 2), policy=Unmask(), mask=kit.mask, **settings)
 
 
 def test_a_level_column_is_refused(kit) -> None:

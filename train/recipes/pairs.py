@@ -19,7 +19,7 @@ from mmdlm.diffusion import Absorbing, Diagonal, Edges, Linear, Masking, Mixture
 from mmdlm.pretrained import Settings
 from mmdlm.program import find_device
 from mmdlm.report import sheet
-from mmdlm.sampling import Confidence
+from mmdlm.sampling import Scheduled, Unmask
 from mmdlm.training import (
     AdamW,
     BFloat16Autocast,
@@ -232,7 +232,7 @@ def build(
     height, width = pairs[0].codes.shape
     layout = Layout(vocab=vocab, grid=(height, width), caption=longest + 1, question=1, answer=1)
     drawing = Settings(steps=16, guidance={"image": 1.0})
-    writing = Settings(steps=8, policy=Confidence(schedule=Linear(), temperature=0.0))
+    writing = Settings(steps=8, policy=Unmask(quota=Scheduled(Linear()), temperature=0.0))
     settings = {"text_to_image": drawing, "inpaint": drawing, "caption": writing, "joint": Settings(steps=32)}
     return Pipeline.untrained(Codec(text, image, layout), dim=dim, depth=depth, settings=settings)
 

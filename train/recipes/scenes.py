@@ -30,7 +30,7 @@ from mmdlm.io import atomic_write_json
 from mmdlm.lessons import LESSONS, Rows, course, favoured
 from mmdlm.pretrained import Settings
 from mmdlm.program import find_device
-from mmdlm.sampling import ByModality, Confidence, Drawn, LeftToRight, Order
+from mmdlm.sampling import ByModality, Drawn, LeftToRight, Order, Rule, Scheduled, Threshold, Unmask
 from mmdlm.sampling import Path as Walk
 from mmdlm.training import (
     WSD,
@@ -224,16 +224,16 @@ def layout_of(text: BytePairTokenizer, image: Autoencoder, source: Scenes) -> La
 
 def default_settings(layout: Layout) -> dict[str, Settings]:
     """How the model is sampled unless the caller says otherwise: a place a forward, and what is sure."""
-    drawing = Confidence(schedule=Linear(), temperature=0.6, threshold=0.97)
-    writing = Confidence(schedule=Linear(), temperature=0.0, order=LeftToRight(), threshold=0.99)
+    drawing = Unmask(quota=Scheduled(Linear()), temperature=0.6, rule=Threshold(0.97))
+    writing = Unmask(quota=Scheduled(Linear()), temperature=0.0, order=LeftToRight(), rule=Threshold(0.99))
     words, places = layout.caption, prod(layout.grid)
     turn = words / (words + places)
-    both = Confidence(
-        schedule=Linear(),
+    both = Unmask(
+        quota=Scheduled(Linear()),
         temperature=ByModality(text=0.8, image=0.6),
         order=ByModality[Order](text=LeftToRight(), image=Drawn()),
-        threshold=ByModality(text=None, image=0.97),
-        path=Walk(text=(0.0, turn), image=(turn, 1.0)),
+        rule=ByModality[Rule | None](text=None, image=Threshold(0.97)),
+        plan=Walk(text=(0.0, turn), image=(turn, 1.0)),
     )
     return {
         "text_to_image": Settings(steps=places, policy=drawing),
@@ -242,7 +242,7 @@ def default_settings(layout: Layout) -> dict[str, Settings]:
         "answer": Settings(steps=words, policy=writing),
         "infill": Settings(steps=words, policy=replace(writing, order=Drawn())),
         "joint": Settings(steps=words + places, policy=both),
-        "text": Settings(steps=words, policy=replace(writing, temperature=1.0, threshold=None)),
+        "text": Settings(steps=words, policy=replace(writing, temperature=1.0, rule=None)),
     }
 
 
