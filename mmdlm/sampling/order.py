@@ -125,7 +125,7 @@ def running(values: Tensor, score: Tensor, where: Tensor, runs: Tensor) -> tuple
 
 
 def _sorted(score: Tensor, where: Tensor, runs: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, L) long each: the positions by run and descending score, and at which place each one's run begins."""
+    """(B, L) long each: positions by run and falling score, and the place at which each one's run begins."""
     length = score.shape[1]
     key = torch.where(where, runs + 1, length + 1)
     by_score = score.argsort(dim=1, descending=True, stable=True)

@@ -91,9 +91,9 @@ class Unmask(Policy):
     """Fills, run by run, those that come first in an order: as many as a quota wants, and what a rule allows.
 
     The score is that of `order` plus choice_temperature * (1 - c) * Gumbel noise, c the run's own time; every
-    number is computed afresh from c at each step. When a run's time ends, all of it is filled. Without a rule,
-    an order that looks at no proposal has the model asked only where it writes. All settings but the plan may
-    differ by modality.
+    number is computed afresh from c at each step. When a run's time ends, all of it is filled. Without a
+    rule, an order that looks at no proposal has the model asked only where it writes. All settings but the
+    plan may differ by modality.
 
     MaskGIT (arXiv:2202.04200) is the drawn order with a cosine quota and noise on the choice, LLaDA
     (arXiv:2502.09992) the same with an even quota and none; `mmdlm.sampling.presets` has many more.
