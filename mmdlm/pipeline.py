@@ -19,7 +19,7 @@ from mmdlm.likelihood import score_pairs
 from mmdlm.model import Predictor, Transformer, TransformerConfig
 from mmdlm.output import Moment, Output, Record, Score
 from mmdlm.pretrained import Parts, Settings, fingerprint, load_parts, save_parts
-from mmdlm.sampling import Counted, Guided, Policy, State, denoise
+from mmdlm.sampling import Counted, Guided, Policy, State, denoise, partners
 from tokenizers_mm import ImageTokenizer, TextTokenizer
 
 __all__ = ["Guidance", "Pipeline"]
@@ -382,7 +382,7 @@ class Pipeline:
     ) -> Iterator[State]:
         mask = self.layout.vocab.mask
         scales = {name: chosen.guidance.get(name, 0.0) for name in MODALITIES}
-        guided = Guided(counted, **scales, mask=mask)
+        guided = Guided(counted, partners(**scales), mask=mask)
         return denoise(
             guided,
             canvas.to(self.device),

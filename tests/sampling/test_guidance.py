@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmdlm.canvas import IMAGE, TEXT, Canvas, Part, Rows
-from mmdlm.sampling import Counted, Guided, Path, Unmask, denoise, hide
+from mmdlm.sampling import Counted, Guided, Path, Unmask, denoise, hide, partners
 
 
 def log_softmax(part: Part) -> torch.Tensor:
@@ -17,7 +17,7 @@ def test_scale_zero_costs_nothing_and_changes_nothing(kit) -> None:
     canvas = Canvas.concat([kit.pair(5, 6), kit.pair(2, 9)])
     counted = Counted(kit.Fake())
     plain = kit.last(denoise(kit.Fake(), canvas, policy=Unmask(), steps=4, mask=kit.mask))
-    guided = Guided(counted, text=0.0, image=0.0, mask=kit.mask)
+    guided = Guided(counted, partners(text=0.0, image=0.0), mask=kit.mask)
     final = kit.last(denoise(guided, canvas, policy=Unmask(), steps=4, mask=kit.mask))
     assert torch.equal(final.canvas.tokens, plain.canvas.tokens)
     assert (counted.calls, counted.forwards) == (4, 8)
@@ -27,14 +27,14 @@ def test_scale_zero_costs_nothing_and_changes_nothing(kit) -> None:
 @pytest.mark.parametrize(("text", "image", "calls"), [(1.0, 0.0, 8), (0.0, 1.0, 8), (1.0, 2.0, 12)])
 def test_each_guided_modality_costs_one_forward(kit, text: float, image: float, calls: int) -> None:
     counted = Counted(kit.Fake())
-    guided = Guided(counted, text=text, image=image, mask=kit.mask)
+    guided = Guided(counted, partners(text=text, image=image), mask=kit.mask)
     kit.last(denoise(guided, kit.pair(8, 9), policy=Unmask(), steps=4, mask=kit.mask))
     assert counted.calls == calls
 
 
 def test_a_branch_is_not_forwarded_while_its_modality_rests(kit) -> None:
     counted = Counted(kit.Fake())
-    guided = Guided(counted, text=1.0, image=1.0, mask=kit.mask)
+    guided = Guided(counted, partners(text=1.0, image=1.0), mask=kit.mask)
     policy = Unmask(plan=Path(text=(0.0, 0.5), image=(0.5, 1.0)))
     kit.last(denoise(guided, kit.pair(8, 9), policy=policy, steps=4, mask=kit.mask))
     assert counted.calls == 8
@@ -44,7 +44,7 @@ def test_text_alone_has_nothing_to_be_guided_by(kit) -> None:
     counted = Counted(kit.Fake())
     kit.last(
         denoise(
-            Guided(counted, text=3.0, mask=kit.mask),
+            Guided(counted, partners(text=3.0), mask=kit.mask),
             kit.pair(8, 0),
             policy=Unmask(),
             steps=4,
@@ -58,7 +58,7 @@ def test_the_formula_holds_for_each_modality_against_itself(kit) -> None:
     canvas = Canvas.concat([kit.pair(4, 5, given=(2, 8)), kit.pair(3, 2)])
     rows = Rows.of(canvas.masked)
     fake = kit.Fake()
-    guided = Guided(fake, text=0.7, image=2.5, mask=kit.mask).begin(canvas)(canvas, rows)
+    guided = Guided(fake, partners(text=0.7, image=2.5), mask=kit.mask).begin(canvas)(canvas, rows)
     for part, modality, partner, scale in zip(guided, (TEXT, IMAGE), (IMAGE, TEXT), (0.7, 2.5), strict=True):
         own = rows.where(canvas.modality == modality)
         assert torch.equal(part.rows.index, own.index)
@@ -71,7 +71,7 @@ def test_the_formula_holds_for_each_modality_against_itself(kit) -> None:
 def test_a_branch_hides_all_of_the_partner_and_only_that(kit) -> None:
     canvas = kit.pair(4, 5, given=(2, 8))
     fake = kit.Fake()
-    Guided(fake, image=1.0, mask=kit.mask).begin(canvas)(canvas, Rows.of(canvas.masked))
+    Guided(fake, partners(image=1.0), mask=kit.mask).begin(canvas)(canvas, Rows.of(canvas.masked))
     (_, asked), (branch, asked_of_branch) = fake.calls
     text = (canvas.modality == TEXT) & (canvas.span >= 0)
     assert branch.masked[text].all()
@@ -94,7 +94,7 @@ def test_illegal_ids_stay_illegal(kit) -> None:
 
     canvas = kit.pair(4, 5)
     for scale in (3.0, -0.5):
-        parts = Guided(Strict(), text=scale, image=scale, mask=kit.mask).begin(canvas)(
+        parts = Guided(Strict(), partners(text=scale, image=scale), mask=kit.mask).begin(canvas)(
             canvas, Rows.of(canvas.masked)
         )
         for part in parts:
@@ -105,7 +105,7 @@ def test_illegal_ids_stay_illegal(kit) -> None:
 
 def test_reductions_see_guided_logits(kit) -> None:
     canvas = kit.pair(4, 5)
-    predict = Guided(kit.Fake(), text=1.0, image=1.0, mask=kit.mask).begin(canvas)
+    predict = Guided(kit.Fake(), partners(text=1.0, image=1.0), mask=kit.mask).begin(canvas)
     rows = Rows.of(canvas.masked)
     sums = predict(canvas, rows, reduce=lambda part: part.logits.sum())
     torch.testing.assert_close(sums, [part.logits.sum() for part in predict(canvas, rows)])
@@ -113,8 +113,8 @@ def test_reductions_see_guided_logits(kit) -> None:
 
 def test_guidance_may_stand_inside_or_outside_the_count(kit) -> None:
     canvas = kit.pair(4, 5)
-    outer = Counted(Guided(kit.Fake(), text=1.0, image=1.0, mask=kit.mask))
+    outer = Counted(Guided(kit.Fake(), partners(text=1.0, image=1.0), mask=kit.mask))
     outer.begin(canvas)(canvas, Rows.of(canvas.masked))
     inner = Counted(kit.Fake())
-    Guided(inner, text=1.0, image=1.0, mask=kit.mask).begin(canvas)(canvas, Rows.of(canvas.masked))
+    Guided(inner, partners(text=1.0, image=1.0), mask=kit.mask).begin(canvas)(canvas, Rows.of(canvas.masked))
     assert (outer.calls, inner.calls) == (1, 3)

@@ -28,6 +28,7 @@ from mmdlm.sampling import (
     Threshold,
     Unmask,
     denoise,
+    partners,
     resume,
 )
 
@@ -129,7 +130,7 @@ def test_a_ragged_batch_gives_the_tokens_of_its_members(
 ) -> None:
     denoiser = kit.Fake() if model == "fake" else tiny(kit)
     if guidance:
-        denoiser = Guided(denoiser, text=0.5 * guidance, image=guidance, mask=kit.mask)
+        denoiser = Guided(denoiser, partners(text=0.5 * guidance, image=guidance), mask=kit.mask)
     rows = members(kit)
     steps, samples = torch.tensor([steps for *_, steps in MEMBERS]), torch.tensor([4, 0, 9, 2, 7])
     seeds = torch.tensor([1, 1, 2, 3, 1])
@@ -322,7 +323,8 @@ def test_parts_may_share_one_range_of_ids(kit) -> None:
     for name in ("by modality", "ancestral"):
         for scale in (0.0, 2.0):
             shared, split = (
-                Guided(fake, text=scale, image=0.5 * scale, mask=kit.mask) for fake in (One(), kit.Fake())
+                Guided(fake, partners(text=scale, image=0.5 * scale), mask=kit.mask)
+                for fake in (One(), kit.Fake())
             )
             canvas = Canvas.concat(members(kit))
             first, second = (run(fake, kit, canvas, POLICIES[name], 5).canvas for fake in (shared, split))

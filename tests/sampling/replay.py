@@ -1,0 +1,137 @@
+"""Recorded runs of published samplers: the stub they ran on, their random numbers, and how to replay them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mmdlm.canvas import TEXT, Canvas, Denoiser, Part, Rows
+from mmdlm.sampling import Policy, Proposal, State, denoise
+
+HERE = Path(__file__).parent.parent / "golden"
+
+
+def golden() -> Path:
+    """The folder of recorded runs: ours, or the one that MMDLM_GOLDEN names."""
+    return Path(os.environ.get("MMDLM_GOLDEN", HERE))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One recorded run: its settings, the random numbers in the order they were used, what came out."""
+
+    family: str
+    name: str
+    params: dict[str, Any]
+    expected: dict[str, Any]
+    noise: list[Tensor] = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def cases(family: str) -> list[Case]:
+    """All runs in a family's folder."""
+    folder = golden() / "samplers" / family
+    noise = load_file(folder / "noise.safetensors")
+    return [
+        Case(
+            family,
+            entry["name"],
+            entry["params"],
+            entry["expected"],
+            [noise[key] for key in sorted(noise) if key.startswith(f"{entry['name']}/")],
+        )
+        for entry in json.loads((folder / "cases.json").read_text())
+    ]
+
+
+class Stub:
+    """logits[i] = scale * (sum over j of W[|i - j|, x_j] + B[i]), float64, for every row, all ids at once."""
+
+    def __init__(self, name: str = "stub", *, mask: int, scale: float = 1.0) -> None:
+        tensors = load_file(golden() / "samplers" / f"{name}.safetensors")
+        self.pairs, self.bias = tensors["W"].double(), tensors["B"].double()
+        self.mask, self.scale = mask, scale
+
+    def begin(self, canvas: Canvas) -> Stub:
+        return self
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """(B, L) ids -> (B, L, V)."""
+        place = torch.arange(tokens.shape[1])
+        far = (place[:, None] - place[None]).abs()
+        seen = self.pairs[far.unsqueeze(0), tokens.unsqueeze(1)]  # (B, L, L, V)
+        return self.scale * (seen.sum(dim=2) + self.bias[: tokens.shape[1]])
+
+    def shown(self, canvas: Canvas) -> Tensor:
+        """(B, L): the ids that the network is shown."""
+        return torch.where(canvas.masked, self.mask, canvas.tokens)
+
+    def __call__(self, canvas: Canvas, rows: Rows, *, reduce=None):
+        logits = self.logits(self.shown(canvas))
+        part = Part(rows, slice(0, logits.shape[2]), rows.gather(logits))
+        return [part] if reduce is None else [reduce(part)]
+
+
+def text_canvas(tokens: Tensor, prompt: int, mask: int, *, given: bool = True) -> Canvas:
+    """Text: a prompt of `prompt` positions, then holes. Masks in the prompt are given, or holes as well."""
+    batch, length = tokens.shape
+    place = torch.arange(length)
+    behind = (place >= prompt).expand(batch, length) if given else tokens == mask
+    return Canvas(
+        tokens=tokens,
+        modality=torch.full((batch, length), TEXT, dtype=torch.uint8),
+        fillable=behind,
+        masked=behind & (tokens == mask),
+        position=place[None, :, None].expand(batch, length, 2),
+        segment=torch.zeros(batch, length, dtype=torch.long),
+        span=(place >= prompt).long().expand(batch, length),
+    )
+
+
+class Tape:
+    """Recorded random numbers, handed out in their order."""
+
+    def __init__(self, noise: list[Tensor]) -> None:
+        self.left = list(noise)
+
+    def next(self) -> Tensor:
+        return self.left.pop(0)
+
+
+def walk(denoiser: Denoiser, canvas: Canvas, policy: Policy, steps: int) -> Iterator[State]:
+    """The states of a run. No id is forbidden: these samplers allow the mask."""
+    return denoise(denoiser, canvas, policy=policy, steps=steps, mask=-1)
+
+
+def shown(states: list[State], mask: int) -> list[list[list[int]]]:
+    """The canvases of states, holes as masks; one that comes again is left out."""
+    canvases = [torch.where(s.canvas.masked, mask, s.canvas.tokens).tolist() for s in states]
+    return without_repeats(canvases)
+
+
+def without_repeats(canvases: list) -> list:
+    """A step that changes nothing is a forward for nothing, and ours does not make it."""
+    return [each for number, each in enumerate(canvases) if number == 0 or each != canvases[number - 1]]
+
+
+def proposal_of(state: State, part: Part, chosen: Tensor, logp: Tensor) -> Proposal:
+    """A proposal of recorded choices (M,), with these log-probabilities (M,)."""
+    canvas = state.canvas
+    column = torch.zeros(canvas.shape, dtype=torch.float64)
+    peak = part.logits.log_softmax(dim=1).amax(dim=1)
+    return Proposal(
+        tokens=part.rows.scatter(chosen + part.ids.start, canvas.tokens),
+        logp=part.rows.scatter(logp, column),
+        peak=part.rows.scatter(peak, column),
+        valid=part.rows.scatter(part.rows.valid, torch.zeros(canvas.shape, dtype=torch.bool)),
+    )
