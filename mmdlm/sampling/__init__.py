@@ -2,14 +2,10 @@
 
 from mmdlm.sampling.guidance import (
     Branch,
-    Constant,
     Counted,
-    During,
     Guided,
     Instead,
-    Ramp,
     Renoised,
-    Scale,
     Shown,
     Spliced,
     Term,
@@ -36,6 +32,7 @@ from mmdlm.sampling.quota import (
     Stable,
     Threshold,
 )
+from mmdlm.sampling.scale import Constant, During, Ramp, Scale
 from mmdlm.sampling.state import Move, Proposal, State, Step
 
 __all__ = [

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmdlm.canvas import IMAGE, TEXT, Canvas, Denoiser, Part, Predict, Rows
 from mmdlm.sampling.draw import ORDER, uniform
 from mmdlm.sampling.order import count, rank
+from mmdlm.sampling.scale import Scale, scaled
 
 T = TypeVar("T")
 
@@ -111,47 +112,6 @@ class Spliced:
                 columns[column.name] = torch.cat([first.to(rest.dtype), rest], dim=1)
         place = torch.arange(length, device=canvas.device) - self.start
         return Shown(Canvas(**columns), torch.where(place >= 0, place + ahead, -1))
-
-
-class Scale(Protocol):
-    """How strong guidance is at a noise level in [0, 1]: the share of the guided holes still open."""
-
-    def __call__(self, level: Tensor) -> Tensor:
-        """(B,) float64 -> (B,) float64."""
-        ...
-
-
-@dataclass(frozen=True)
-class Constant:
-    """The same at every level."""
-
-    scale: float
-
-    def __call__(self, level: Tensor) -> Tensor:
-        return torch.full_like(level, self.scale)
-
-
-@dataclass(frozen=True)
-class Ramp:
-    """From `start` at noise level 1 to `stop` at 0; strong guidance early hurts (arXiv:2507.08965)."""
-
-    start: float
-    stop: float
-
-    def __call__(self, level: Tensor) -> Tensor:
-        return self.stop + (self.start - self.stop) * level
-
-
-@dataclass(frozen=True)
-class During:
-    """`scale` at noise levels in [low, high], none elsewhere (arXiv:2404.07724)."""
-
-    scale: float
-    low: float = 0.0
-    high: float = 1.0
-
-    def __call__(self, level: Tensor) -> Tensor:
-        return torch.where((level >= self.low) & (level <= self.high), self.scale, 0.0).double()
 
 
 @dataclass(frozen=True)
@@ -260,12 +220,8 @@ class _GuidedPredict:
     def _asked(self, term: Term, canvas: Canvas, rows: Rows) -> tuple[Rows, Tensor]:
         """The rows that a term guides now, and (B,) its scale in every sample."""
         where = term.where(canvas)
-        scale = term.scale
-        if isinstance(scale, (int, float)):
-            value = torch.full((canvas.shape[0],), float(scale), dtype=torch.float64, device=canvas.device)
-        else:
-            holes = (self._holes & where).sum(dim=1)
-            value = scale((canvas.masked & self._holes & where).sum(dim=1).double() / holes.clamp(min=1))
+        holes = (self._holes & where).sum(dim=1)
+        value = scaled(term.scale, (canvas.masked & self._holes & where).sum(dim=1) / holes.clamp(min=1))
         return rows.where(where & (value != 0.0).unsqueeze(1)), value
 
     def _apart(self, number: int, canvas: Canvas, rows: Rows, scale: Tensor) -> list[Part]:

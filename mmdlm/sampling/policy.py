@@ -17,6 +17,7 @@ from mmdlm.sampling.modality import ByModality, by_modality, spread
 from mmdlm.sampling.order import Drawn, Order, rank
 from mmdlm.sampling.plan import Path, Plan, Windows
 from mmdlm.sampling.quota import Quota, Rule, Scheduled, Stable
+from mmdlm.sampling.scale import Ramp, Scale, scaled
 from mmdlm.sampling.state import Move, Proposal, State, Step
 
 _ALL = 1 << 62  # a top_k that cuts nothing
@@ -90,10 +91,10 @@ def _moved(state: State, part: Part) -> tuple[Tensor, Tensor]:
 class Unmask(Policy):
     """Fills, run by run, those that come first in an order: as many as a quota wants, and what a rule allows.
 
-    The score is that of `order` plus choice_temperature * (1 - c) * Gumbel noise, c the run's own time; every
-    number is computed afresh from c at each step. When a run's time ends, all of it is filled. Without a
-    rule, an order that looks at no proposal has the model asked only where it writes. All settings but the
-    plan may differ by modality.
+    The score is that of `order` plus choice_temperature * Gumbel noise, a number w meaning w (1 - c), c the
+    run's own time; every number is computed afresh from c at each step. When a run's time ends, all of it is
+    filled. Without a rule, an order that looks at no proposal has the model asked only where it writes. All
+    settings but the plan may differ by modality.
 
     MaskGIT (arXiv:2202.04200) is the drawn order with a cosine quota and noise on the choice, LLaDA
     (arXiv:2502.09992) the same with an even quota and none; `mmdlm.sampling.presets` has many more.
@@ -104,7 +105,7 @@ class Unmask(Policy):
     rule: Rule | ByModality[Rule | None] | None = None
     plan: Plan = Path()
     temperature: float | ByModality[float] = 1.0
-    choice_temperature: float | ByModality[float] = 0.0
+    choice_temperature: float | Scale | ByModality[float | Scale] = 0.0
     top_k: int | ByModality[int | None] | None = None
     top_p: float | ByModality[float | None] | None = None
 
@@ -172,11 +173,12 @@ class Unmask(Policy):
     def _scores(self, state: State, proposal: Proposal | None, windows: Windows) -> ByModality[Tensor | None]:
         """(B, L) float of each modality's order, with its noise; None where a proposal is wanted first."""
 
-        def noisy(order: Order, heat: float) -> Tensor | None:
+        def noisy(order: Order, heat: float | Scale) -> Tensor | None:
             score = order.score(state, proposal)
             if score is None or heat == 0.0:
                 return score
-            return score + heat * (1.0 - windows.after) * gumbel(state.uniform(CHOICE))
+            heat = Ramp(heat, 0.0) if isinstance(heat, (int, float)) else heat
+            return score + scaled(heat, 1.0 - windows.after) * gumbel(state.uniform(CHOICE))
 
         orders, heats = ByModality.of(self.order), ByModality.of(self.choice_temperature)
         text = noisy(orders.text, heats.text)
@@ -249,7 +251,7 @@ def _check_draw(temperature, top_k, top_p) -> None:
             raise ValueError(f"top_p must be in (0, 1], or None for no cut, got {value}")
 
 
-def _check_not_negative(name: str, value: float | ByModality[float]) -> None:
-    both = ByModality.of(value)
-    if both.text < 0.0 or both.image < 0.0:
-        raise ValueError(f"{name} must not be negative, got {value}")
+def _check_not_negative(name: str, value: float | Scale | ByModality[float | Scale]) -> None:
+    for each in ByModality.of(value).both:
+        if isinstance(each, (int, float)) and each < 0.0:
+            raise ValueError(f"{name} must not be negative, got {value}")

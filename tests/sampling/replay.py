@@ -94,7 +94,7 @@ def text_canvas(tokens: Tensor, prompt: int, mask: int, *, given: bool = True) -
         masked=behind & (tokens == mask),
         position=place[None, :, None].expand(batch, length, 2),
         segment=torch.zeros(batch, length, dtype=torch.long),
-        span=(place >= prompt).long().expand(batch, length),
+        span=((place >= prompt) & given).long().expand(batch, length),
     )
 
 
