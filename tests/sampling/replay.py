@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mmdlm.canvas import TEXT, Canvas, Denoiser, Part, Rows
+from mmdlm.canvas import IMAGE, TEXT, Canvas, Denoiser, Part, Rows
 from mmdlm.sampling import Policy, Proposal, State, denoise
 
 HERE = Path(__file__).parent.parent / "golden"
@@ -57,10 +57,13 @@ def cases(family: str) -> list[Case]:
 class Stub:
     """logits[i] = scale * (sum over j of W[|i - j|, x_j] + B[i]), float64, for every row, all ids at once."""
 
-    def __init__(self, name: str = "stub", *, mask: int, scale: float = 1.0) -> None:
+    def __init__(
+        self, name: str = "stub", *, mask: int, scale: float = 1.0, image: slice | None = None
+    ) -> None:
+        """`image`: the ids that may stand in an image; without it all ids may stand everywhere."""
         tensors = load_file(golden() / "samplers" / f"{name}.safetensors")
         self.pairs, self.bias = tensors["W"].double(), tensors["B"].double()
-        self.mask, self.scale = mask, scale
+        self.mask, self.scale, self.image = mask, scale, image
 
     def begin(self, canvas: Canvas) -> Stub:
         return self
@@ -78,8 +81,11 @@ class Stub:
 
     def __call__(self, canvas: Canvas, rows: Rows, *, reduce=None):
         logits = self.logits(self.shown(canvas))
-        part = Part(rows, slice(0, logits.shape[2]), rows.gather(logits))
-        return [part] if reduce is None else [reduce(part)]
+        pictures = canvas.modality == IMAGE
+        ranges = [(~pictures, slice(0, logits.shape[2])), (pictures, self.image or slice(0, logits.shape[2]))]
+        asked = [(rows.where(where), ids) for where, ids in ranges]
+        parts = [Part(r, ids, r.gather(logits)[:, ids]) for r, ids in asked if r.index.shape[0]]
+        return parts if reduce is None else [reduce(part) for part in parts]
 
 
 def text_canvas(tokens: Tensor, prompt: int, mask: int, *, given: bool = True) -> Canvas:
@@ -95,6 +101,33 @@ def text_canvas(tokens: Tensor, prompt: int, mask: int, *, given: bool = True) -
         position=place[None, :, None].expand(batch, length, 2),
         segment=torch.zeros(batch, length, dtype=torch.long),
         span=((place >= prompt) & given).long().expand(batch, length),
+    )
+
+
+def canvas_with_image(
+    tokens: Tensor, start: int, slots: int, mask: int, *, holes: slice | None = None, skip: int | None = None
+) -> Canvas:
+    """Rows with an image of `slots` places from column `start` on; its masks are holes.
+
+    `holes`: text columns whose masks are holes too. `skip`: an id inside of the image that is structure.
+    """
+    batch, length = tokens.shape
+    place = torch.arange(length)
+    image = ((place >= start) & (place < start + slots)).expand(batch, length)
+    if skip is not None:
+        image = image & (tokens != skip)
+    text = torch.zeros_like(image)
+    if holes is not None:
+        text[:, holes] = True
+    span = torch.where(image, 1, torch.where(text, 0, -1))
+    return Canvas(
+        tokens=tokens,
+        modality=torch.where(image, IMAGE, TEXT).to(torch.uint8),
+        fillable=image | text,
+        masked=(image | text) & (tokens == mask),
+        position=place[None, :, None].expand(batch, length, 2),
+        segment=torch.zeros(batch, length, dtype=torch.long),
+        span=span,
     )
 
 
