@@ -64,6 +64,7 @@ class Stub:
         tensors = load_file(golden() / "samplers" / f"{name}.safetensors")
         self.pairs, self.bias = tensors["W"].double(), tensors["B"].double()
         self.mask, self.scale, self.image = mask, scale, image
+        self.calls: list[list[list[int]]] = []  # what it was shown
 
     def begin(self, canvas: Canvas) -> Stub:
         return self
@@ -80,7 +81,9 @@ class Stub:
         return torch.where(canvas.masked, self.mask, canvas.tokens)
 
     def __call__(self, canvas: Canvas, rows: Rows, *, reduce=None):
-        logits = self.logits(self.shown(canvas))
+        seen = self.shown(canvas)
+        self.calls.append(seen.tolist())
+        logits = self.logits(seen)
         pictures = canvas.modality == IMAGE
         ranges = [(~pictures, slice(0, logits.shape[2])), (pictures, self.image or slice(0, logits.shape[2]))]
         asked = [(rows.where(where), ids) for where, ids in ranges]
@@ -88,11 +91,17 @@ class Stub:
         return parts if reduce is None else [reduce(part) for part in parts]
 
 
-def text_canvas(tokens: Tensor, prompt: int, mask: int, *, given: bool = True) -> Canvas:
-    """Text: a prompt of `prompt` positions, then holes. Masks in the prompt are given, or holes as well."""
+def text_canvas(
+    tokens: Tensor, prompt: int, mask: int, *, given: bool = True, end: int | None = None
+) -> Canvas:
+    """Text: a prompt of `prompt` positions, then holes, up to `end`.
+
+    Masks in the prompt are `given`, or they are holes of the same span.
+    """
     batch, length = tokens.shape
     place = torch.arange(length)
-    behind = (place >= prompt).expand(batch, length) if given else tokens == mask
+    inside = (place >= prompt) & (place < (length if end is None else end))
+    behind = inside.expand(batch, length) if given else tokens == mask
     return Canvas(
         tokens=tokens,
         modality=torch.full((batch, length), TEXT, dtype=torch.uint8),
@@ -100,8 +109,15 @@ def text_canvas(tokens: Tensor, prompt: int, mask: int, *, given: bool = True) -
         masked=behind & (tokens == mask),
         position=place[None, :, None].expand(batch, length, 2),
         segment=torch.zeros(batch, length, dtype=torch.long),
-        span=((place >= prompt) & given).long().expand(batch, length),
+        span=((place >= prompt) & given & (place < (length if end is None else end)))
+        .long()
+        .expand(batch, length),
     )
+
+
+def plain(tokens: Tensor) -> Canvas:
+    """Given text."""
+    return text_canvas(tokens, tokens.shape[1], -1)
 
 
 def canvas_with_image(

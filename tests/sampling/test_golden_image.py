@@ -12,7 +12,18 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Folder(__file__).parent))
-from replay import Case, Stub, Tape, canvas_with_image, cases, proposal_of, shown, walk, without_repeats
+from replay import (
+    Case,
+    Stub,
+    Tape,
+    canvas_with_image,
+    cases,
+    plain,
+    proposal_of,
+    shown,
+    walk,
+    without_repeats,
+)
 
 from mmdlm.canvas import Part, Rows
 from mmdlm.sampling import (
@@ -20,6 +31,7 @@ from mmdlm.sampling import (
     Instead,
     Proposal,
     Scheduled,
+    Spliced,
     State,
     Step,
     Term,
@@ -164,3 +176,68 @@ class AmusedReleased(Released):
     def score(self, step: Step, windows) -> Tensor:
         last = int(step.state.step[0]) + 1 == int(step.state.num_steps[0])
         return step.proposal.logp if last else super().score(step, windows)
+
+
+@dataclass(frozen=True)
+class LuminaReleased(Released):
+    """Gumbel noise on every draw and on the choice, the same at every step; draws and noise from the tape."""
+
+    def propose(self, state: State, parts: list[Part]) -> Proposal:
+        (part,) = parts
+        logp = part.logits.log_softmax(dim=1)
+        noisy = logp
+        if self.temperature:
+            noisy = logp / self.temperature + lumina_gumbel(self.tape.next()[0])
+        chosen = noisy.argmax(dim=1)
+        return proposal_of(
+            state, part, chosen, logp.gather(1, chosen[:, None])[:, 0].exp().clamp(min=1e-20).log()
+        )
+
+    def score(self, step: Step, windows) -> Tensor:
+        noise = torch.zeros(step.state.canvas.shape, dtype=torch.float64)
+        noise[step.state.open] = lumina_gumbel(self.tape.next()[0])
+        return step.proposal.logp + self.temperature * noise
+
+
+@dataclass(frozen=True)
+class LuminaKept(Scheduled):
+    """The released counts in float32, and all at the last step."""
+
+    def number(self, state: State, windows) -> Tensor:
+        holes, first = count(state.open, windows.runs), count(state.initial, windows.runs)
+        step, steps = int(state.step[0]) + 1, int(state.num_steps[0])
+        if step == steps:
+            return holes
+        keep = (first * cosine(torch.tensor(step / steps))).floor().long().clamp(min=1)
+        return holes - torch.minimum(keep, holes - 1)
+
+
+def lumina_gumbel(u: Tensor) -> Tensor:
+    return -((-((u.double() + 1e-20).log()) + 1e-20).log())
+
+
+def pictures() -> list[Case]:
+    return [case for case in cases("lumina") if case.params["task"] != "mmu"]
+
+
+@pytest.mark.parametrize("case", pictures(), ids=str)
+def test_golden_sampler_lumina(case: Case) -> None:
+    params = case.params
+    tokens, mask, start = torch.tensor(params["input_ids"]), params["mask_token_id"], params["code_start"]
+    stub = Stub(mask=mask, image=CODES)
+    terms = []
+    if params["task"] == "t2i":
+        prefixes = [("uncond_prefix", "cfg_scale")]
+    else:
+        prefixes = [("uncond_text_prefix", "cfg_scale"), ("uncond_image_prefix", "cfg_img")]
+    for name, scale in prefixes:
+        prefix = plain(torch.tensor(params[name]))
+        terms.append(Term(Spliced(prefix, start - 2), params[scale]))
+    policy = LuminaReleased(quota=LuminaKept(), temperature=params["temperature"], tape=Tape(case.noise))
+    canvas = canvas_with_image(tokens, start, tokens.shape[1] - 2 - start, mask, skip=params["newline_id"])
+    states = list(walk(Guided(stub, terms, mask=mask), canvas, policy, params["timesteps"]))
+    calls = case.expected["calls"]
+    if case.name == "i2i_t1_imgcfg_only":  # the released sampler forwards a branch of scale 0 too
+        calls = [call for number, call in enumerate(calls) if number % 3 != 1]
+    assert stub.calls == calls
+    assert shown([states[-1]], mask) == [case.expected["final"]]

@@ -196,3 +196,29 @@ def test_golden_sampler_fast_dllm(case: Case) -> None:
     else:
         policy, steps = replace(policy, quota=Even()), params["steps"]
     check(case, policy, steps, length)
+
+
+class Lowered(Stub):
+    """One id is as good as never chosen."""
+
+    def __init__(self, low: int, **settings) -> None:
+        super().__init__(**settings)
+        self.bias = self.bias.clone()
+        self.bias[:, low] -= 60
+
+
+def answers() -> list[Case]:
+    return [case for case in cases("lumina") if case.params["task"] == "mmu"]
+
+
+@pytest.mark.parametrize("case", answers(), ids=str)
+def test_golden_sampler_lumina_answers(case: Case) -> None:
+    params = case.params
+    tokens, mask, start = torch.tensor(params["input_ids"]), params["mask_id"], params["code_start"]
+    denoiser = Lowered(params["eos_id"], mask=mask)
+    if scale := params.get("cfg_scale", 0.0):
+        denoiser = Guided(denoiser, [Term(WithoutGiven(), scale)], mask=mask)
+    canvas = text_canvas(tokens, start, mask, end=start + params["gen_length"])
+    policy, steps = llada(case, params["gen_length"])
+    states = list(walk(denoiser, canvas, policy, steps))
+    assert shown(states, mask) == without_repeats([*case.expected["calls"], case.expected["final"]])
