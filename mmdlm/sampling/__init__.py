@@ -32,6 +32,7 @@ from mmdlm.sampling.quota import (
     Stable,
     Threshold,
 )
+from mmdlm.sampling.remask import Capped, Doubtful, ForwardBackward, Loop, Remask, Rescaled
 from mmdlm.sampling.scale import Constant, During, Ramp, Scale
 from mmdlm.sampling.state import Move, Proposal, State, Step
 
@@ -41,17 +42,21 @@ __all__ = [
     "Bounded",
     "Branch",
     "ByModality",
+    "Capped",
     "Constant",
     "Counted",
+    "Doubtful",
     "Drawn",
     "During",
     "EntropyBelow",
     "Even",
     "Factor",
     "Fixed",
+    "ForwardBackward",
     "Guided",
     "Instead",
     "LeftToRight",
+    "Loop",
     "Margin",
     "Move",
     "NegativeEntropy",
@@ -65,7 +70,9 @@ __all__ = [
     "Quota",
     "Ramp",
     "Random",
+    "Remask",
     "Renoised",
+    "Rescaled",
     "Rule",
     "Scale",
     "Scheduled",

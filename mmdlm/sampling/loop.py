@@ -45,7 +45,8 @@ def resume(denoiser: Denoiser, state: State, *, policy: Policy, mask: int) -> It
             parts = predict(state.canvas, rows) if rows.index.shape[0] else []
             proposal = policy.propose(state, _forbid(parts, mask))
             move = policy.move(Step(state, proposal))
-            state = state.advance(_apply(state, proposal, move, mask), move.memory)
+            canvas = _apply(state, proposal, move, mask)
+            state = state.advance(canvas, move.memory, revises=policy.revises)
         yield state
         # free on the CPU, a sync on an accelerator
         if (state.done.device.type == "cpu" or number % _POLL == 0) and bool(state.done.all()):

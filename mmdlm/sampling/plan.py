@@ -66,12 +66,17 @@ class Path:
     """The walk through the square of noise levels: each modality's stretch of a row's time [0, 1].
 
     Both over (0, 1) is simultaneous; text (0, .5) and image (.5, 1) is text first. Within its stretch a span
-    goes as a whole, or block by block; its steps are shared evenly among its blocks that have holes.
+    goes as a whole, or block by block; its steps are shared evenly among its blocks that have holes. With
+    `ticks` a modality moves at so many of its steps only, evenly spread: MMaDA-Parallel's interleave is
+    image (.25, 1) with fewer ticks than the text has steps. `together`: all spans of a row are one run, in
+    which text and image compete (UniDisc).
     """
 
     text: tuple[float, float] = (0.0, 1.0)
     image: tuple[float, float] = (0.0, 1.0)
     blocks: Blocks | ByModality[Blocks | None] | None = None
+    ticks: int | ByModality[int | None] | None = None
+    together: bool = False
 
     def __post_init__(self) -> None:
         for name, (start, stop) in (("text", self.text), ("image", self.image)):
@@ -80,17 +85,30 @@ class Path:
                     f"the {name} window must satisfy 0 <= start < stop <= 1, got ({start}, {stop})"
                 )
 
+        for ticks in ByModality.of(self.ticks).both:
+            if ticks is not None and ticks < 1:
+                raise ValueError(f"a modality moves at 1 step or more, got ticks {ticks}")
+        if self.together and (self.blocks is not None or self.text != self.image):
+            raise ValueError("together: spans that are one run share their window and go as a whole")
+
     def clocks(self, time: Tensor) -> ByModality[Tensor]:
         """Row time -> each modality's own time in [0, 1], 0 before its window and 1 after it."""
-        windows = (self.text, self.image)
-        return ByModality(*(((time - start) / (stop - start)).clamp(0.0, 1.0) for start, stop in windows))
+        windows, ticks = (self.text, self.image), ByModality.of(self.ticks).both
+        clocks = (((time - start) / (stop - start)).clamp(0.0, 1.0) for start, stop in windows)
+        return ByModality(
+            *(
+                clock if num is None else (clock * num + 1e-9).floor() / num
+                for clock, num in zip(clocks, ticks, strict=True)
+            )
+        )
 
     def windows(self, state: State) -> Windows:
         before, after = (_by_row(self.clocks(time), state) for time in (state.before, state.after))
         spans = (self.text, self.image)
         steps = _by_row(ByModality(*(state.num_steps * (stop - start) for start, stop in spans)), state)
-        begun = state.open & (after > 0.0)
-        whole = Windows(first_of(state.runs), begun, begun, before, after, steps)
+        moved = state.open & (after > before)
+        runs = torch.where(state.runs >= 0, 0, -1) if self.together else state.runs
+        whole = Windows(first_of(runs), moved, moved, before, after, steps)
         if self.blocks is None:
             return whole
         text, image = (

@@ -17,6 +17,7 @@ from mmdlm.sampling.modality import ByModality, by_modality, spread
 from mmdlm.sampling.order import Drawn, Order, rank
 from mmdlm.sampling.plan import Path, Plan, Windows
 from mmdlm.sampling.quota import Quota, Rule, Scheduled, Stable
+from mmdlm.sampling.remask import Remask
 from mmdlm.sampling.scale import Ramp, Scale, scaled
 from mmdlm.sampling.state import Move, Proposal, State, Step
 
@@ -33,6 +34,11 @@ class Policy(ABC):
     def propose(self, state: State, parts: list[Part]) -> Proposal:
         """Tokens for the rows that were asked; by default drawn from the model's own law."""
         return propose(state, parts)
+
+    @property
+    def revises(self) -> bool:
+        """Whether a row that is full may change again: it then takes all its steps."""
+        return False
 
     @abstractmethod
     def move(self, step: Step) -> Move:
@@ -193,39 +199,69 @@ class Ancestral(Policy):
     In two stages (arXiv:2409.02908): first each hole is revealed with probability (alpha_s - alpha_t) / (1 -
     alpha_t), then tokens are drawn only there, so the mask never competes in a categorical draw, the model is
     asked only at the positions that are written, and a step that reveals nothing costs no forward on the CPU.
+    Times fall evenly from 1 to `eps`; what is left then is drawn at once.
+
+    With `remask` it is ReMDM (arXiv:2503.00307, eq. 8): what is written becomes a hole again with the chance
+    sigma that it gives, and holes are revealed with (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), which
+    keeps the marginals. A row then takes all its steps.
     """
 
     schedule: Schedule | ByModality[Schedule] = Linear()
     plan: Plan = Path()
+    remask: Remask | None = None
+    eps: float = 0.0
     temperature: float | ByModality[float] = 1.0
     top_k: int | ByModality[int | None] | None = None
     top_p: float | ByModality[float | None] | None = None
 
     def __post_init__(self) -> None:
         _check_draw(self.temperature, self.top_k, self.top_p)
+        if not 0.0 <= self.eps < 1.0:
+            raise ValueError(f"the walk ends at a time in [0, 1), got eps {self.eps}")
+
+    @property
+    def revises(self) -> bool:
+        return self.remask is not None
 
     def ask(self, state: State) -> Rows:
         """The holes that this step reveals."""
-        return Rows.of(self._reveal(state))
+        reveal, _ = self.chances(state)
+        return Rows.of(state.open & (state.uniform(REVEAL) < reveal))
 
     def propose(self, state: State, parts: list[Part]) -> Proposal:
         return propose(state, parts, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
     def move(self, step: Step) -> Move:
-        write = step.state.open & step.proposal.valid
-        memory = self.plan.remember(step.state, self.plan.windows(step.state))
-        return Move(write, torch.zeros_like(write), memory)
+        state = step.state
+        write = state.open & step.proposal.valid
+        noise, memory = torch.zeros_like(write), self.plan.remember(state, self.plan.windows(state))
+        if self.remask is not None:
+            _, again = self.chances(state)
+            noise = state.written & (state.uniform(REVEAL) < again)
+            memory |= self.remask.remember(step, write)
+        return Move(write, noise, memory)
 
-    def _reveal(self, state: State) -> Tensor:
+    def chances(self, state: State) -> tuple[Tensor, Tensor]:
+        """(B, L) float64 each: that a hole is revealed at this step, and that a written token is noised."""
         windows = self.plan.windows(state)
-        t, s = (self._masked(state, 1.0 - clock) for clock in (windows.before, windows.after))
-        chance = 1.0 - s / t.clamp(min=torch.finfo(torch.float64).tiny)
+        t, s = (1.0 - (1.0 - self.eps) * clock for clock in (windows.before, windows.after))
+        reveal, again = self.transition(state, t, s)
         ended = windows.after >= 1.0  # whatever rounding and the schedule's end leave
-        return windows.active & ((state.uniform(REVEAL) < chance) | ended)
+        moved = windows.after > windows.before
+        return torch.where(ended, 1.0, reveal * moved), torch.where(ended, 0.0, again * moved)
 
-    def _masked(self, state: State, time: Tensor) -> Tensor:
-        """(B, L) float64: the fraction that is masked at each position's own noise time."""
-        return by_modality(self.schedule, state.canvas, lambda schedule: 1.0 - schedule.alpha(time))
+    def transition(self, state: State, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """The chances of `chances` for a step from noise times t to s, (B, L) float64 each."""
+        clean_t, clean_s = (self._clean(state, time) for time in (t, s))
+        again = torch.zeros_like(clean_t)
+        if self.remask is not None:
+            clean_t, clean_s, again = self.remask.chances(state, t, s, clean_t, clean_s)
+        gap = (1.0 - clean_t).clamp(min=torch.finfo(torch.float64).tiny)
+        return ((clean_s - (1.0 - again) * clean_t) / gap).clamp(0.0, 1.0), again
+
+    def _clean(self, state: State, time: Tensor) -> Tensor:
+        """(B, L) float64: the fraction that is clean at each position's own noise time."""
+        return by_modality(self.schedule, state.canvas, lambda schedule: schedule.alpha(time))
 
 
 def _needs(parts: Iterable[Any]) -> frozenset[str]:

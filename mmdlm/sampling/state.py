@@ -70,6 +70,11 @@ class State:
         return self.canvas.masked & self.initial & ~self.done.unsqueeze(1)
 
     @property
+    def written(self) -> Tensor:
+        """(B, L) bool: what was a hole at the start and is filled, in rows that are not done."""
+        return self.initial & ~self.canvas.masked & ~self.done.unsqueeze(1)
+
+    @property
     def before(self) -> Tensor:
         """(B,) float64: the row's time in [0, 1] as the step begins; 0 is all noise, 1 all data."""
         return self.step.double() / self.num_steps
@@ -95,11 +100,17 @@ class State:
         left = (self.num_steps - self.step).masked_fill(self.done, 0)
         return int(left.max()) if left.numel() else 0
 
-    def advance(self, canvas: Canvas, memory: Mapping[str, Tensor] | None = None) -> State:
-        """One step later, with `canvas` as it stands then: rows that were done stay as they were."""
+    def advance(
+        self, canvas: Canvas, memory: Mapping[str, Tensor] | None = None, *, revises: bool = False
+    ) -> State:
+        """One step later, with `canvas` as it stands then: rows that were done stay as they were.
+
+        A row without holes is done, or, where the policy `revises`, one that has taken all its steps.
+        """
         step = torch.where(self.done, self.step, self.step + 1)
         filled = ~(canvas.masked & self.initial).any(dim=1)
-        done = self.done | filled | (step >= self.num_steps)
+        done = self.done | (step >= self.num_steps)
+        done = done if revises else done | filled
         return replace(self, canvas=canvas, step=step, done=done, memory={} if memory is None else memory)
 
     def select(self, rows: Tensor) -> State:

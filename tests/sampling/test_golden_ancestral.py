@@ -1,0 +1,166 @@
+"""MDLM, ReMDM, block diffusion and UniDisc's ancestral sampler, canvas by canvas as released.
+
+There the mask competes with the tokens in one draw; ours draws twice, which has the same law. Replayed here
+is the one draw, with the chances that ours computes.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path as Folder
+
+import pytest
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Folder(__file__).parent))
+from replay import Case, Stub, Tape, cases, shown, text_canvas, without_repeats
+
+from mmdlm.canvas import Part, Rows
+from mmdlm.diffusion import Linear, LogLinear
+from mmdlm.sampling import (
+    Ancestral,
+    Capped,
+    ForwardBackward,
+    Loop,
+    Move,
+    Proposal,
+    Rescaled,
+    State,
+    Step,
+    denoise,
+)
+
+
+@dataclass(frozen=True)
+class MixedCosine:
+    """MDLM's cosine noise: alpha = eps + (1 - eps) cos(pi t / 2)."""
+
+    eps: float = 1e-3
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self.eps + (1 - self.eps) * torch.cos(t * math.pi / 2)
+
+
+@dataclass(frozen=True)
+class OneDraw(Ancestral):
+    """Tokens and the mask in one race per position, the last step the most probable token."""
+
+    tape: Tape | None = None
+    times: Callable[[int], tuple[float, float] | None] = field(default=lambda step: None)
+    mask_id: int = 13
+    nucleus: float = 1.0
+
+    @property
+    def revises(self) -> bool:
+        return True
+
+    def ask(self, state: State) -> Rows:
+        return Rows.of(state.open)
+
+    def _transition(self, state: State) -> tuple[Tensor, Tensor] | None:
+        times = self.times(int(state.step[0]))
+        if times is None:
+            return None
+        t, s = (torch.full(state.canvas.shape, time, dtype=torch.float64) for time in times)
+        return self.transition(state, t, s)
+
+    def propose(self, state: State, parts: list[Part]) -> Proposal:
+        moves = self._transition(state)
+        canvas = state.canvas
+        law = torch.zeros(*canvas.shape, self.mask_id + 1, dtype=torch.float64)
+        law = torch.where(
+            torch.arange(self.mask_id + 1) == canvas.tokens.unsqueeze(2), 1.0, law
+        )  # what is written stays, unless the mask wins
+        for part in parts:
+            law = part.rows.scatter(cut(part.logits.softmax(dim=1), self.nucleus), law)
+        zeros = torch.zeros(canvas.shape, dtype=torch.float64)
+        if moves is None:
+            return Proposal(law.argmax(dim=2), zeros, zeros, canvas.masked)
+        reveal, again = moves
+        stays = torch.where(canvas.masked, 1 - reveal, again)
+        law = law * (1 - stays).unsqueeze(2)
+        law[..., self.mask_id] = stays
+        chosen = (law / noise(self.tape.next())).argmax(dim=2)
+        return Proposal(chosen, zeros, zeros, torch.ones(canvas.shape, dtype=torch.bool))
+
+    def move(self, step: Step) -> Move:
+        masked = step.state.canvas.masked
+        hidden = step.proposal.tokens == self.mask_id
+        write = masked & step.proposal.valid & ~hidden
+        noised = (
+            ~masked & hidden & step.proposal.valid if self.remask is not None else torch.zeros_like(write)
+        )
+        return Move(write, noised)
+
+
+def noise(u: Tensor) -> Tensor:
+    return 1e-10 - (u.double() + 1e-10).log()
+
+
+def cut(law: Tensor, nucleus: float) -> Tensor:
+    """ReMDM's nucleus: it drops the token that crosses, unless it is the first."""
+    if nucleus >= 1.0:
+        return law
+    ordered, place = law.sort(dim=-1, descending=True)
+    keep = ordered.cumsum(dim=-1) <= nucleus
+    keep[..., 0] = True
+    kept = torch.zeros_like(law).scatter(-1, place, ordered * keep)
+    return kept / kept.sum(dim=-1, keepdim=True)
+
+
+def run(case: Case, policy: OneDraw, steps: int, tokens: Tensor, given: int = 0) -> list[State]:
+    stub = Stub("stub_ancestral", mask=policy.mask_id)
+    canvas = text_canvas(tokens, given, policy.mask_id)
+    return list(denoise(stub, canvas, policy=policy, steps=steps, mask=policy.mask_id))
+
+
+def grid(steps: int, eps: float) -> Callable[[int], tuple[float, float] | None]:
+    """Times from 1 to eps in even steps; after them the last, greedy one."""
+
+    def times(step: int) -> tuple[float, float] | None:
+        return None if step == steps else (1 - (1 - eps) * step / steps, 1 - (1 - eps) * (step + 1) / steps)
+
+    return times
+
+
+def ddpm() -> list[Case]:
+    return [case for case in cases("ancestral_mdlm") if case.params["predictor"] != "analytic"]
+
+
+@pytest.mark.parametrize("case", ddpm(), ids=str)
+def test_golden_sampler_ancestral_mdlm(case: Case) -> None:
+    params = case.params
+    schedule = LogLinear() if params["noise"] == "loglinear" else MixedCosine()
+    schedule = Linear() if params["predictor"] == "ddpm_cache" else schedule  # this one moves with t itself
+    steps = params["num_steps"]
+    policy = OneDraw(schedule=schedule, tape=Tape(case.noise), times=grid(steps, params["eps"]))
+    tokens = torch.full((params["batch"], params["length"]), params["mask_index"])
+    states = run(case, policy, steps + 1, tokens)
+    assert shown(states, 13) == without_repeats([*case.expected["calls"], case.expected["final"]])
+
+
+@pytest.mark.parametrize("case", cases("ancestral_remdm"), ids=str)
+def test_golden_sampler_ancestral_remdm(case: Case) -> None:
+    params = case.params
+    laws = {
+        "remdm-cap": lambda: Capped(params["eta"]),
+        "remdm-rescale": lambda: Rescaled(params["eta"]),
+        "forward-backward": lambda: ForwardBackward(),
+        "remdm-loop": lambda: Loop(params["t_on"], params["t_off"], params["alpha_on"], params["eta"]),
+        "mdlm": lambda: None,
+    }
+    steps = params["num_steps"]
+    policy = OneDraw(
+        schedule=Linear(),
+        remask=laws[params["sampler"]](),
+        tape=Tape(case.noise),
+        times=grid(steps, params["eps"]),
+        nucleus=params.get("nucleus_p", 1.0),
+    )
+    tokens = torch.full((params["batch"], params["length"]), params["mask_index"])
+    states = run(case, policy, steps + 1, tokens)
+    assert shown(states, 13) == without_repeats([*case.expected["calls"], case.expected["final"]])
