@@ -52,17 +52,20 @@ class OneDraw(Ancestral):
     tape: Tape | None = None
     times: Callable[[int], tuple[float, float] | None] = field(default=lambda step: None)
     mask_id: int = 13
+    size: int = 14  # ids
     nucleus: float = 1.0
+    now: list[int] = field(default_factory=lambda: [0])  # the step that is being made
 
     @property
     def revises(self) -> bool:
         return True
 
     def ask(self, state: State) -> Rows:
+        self.now[0] = int(state.step[0])
         return Rows.of(state.open)
 
     def _transition(self, state: State) -> tuple[Tensor, Tensor] | None:
-        times = self.times(int(state.step[0]))
+        times = self.times(int(state.step.max()))
         if times is None:
             return None
         t, s = (torch.full(state.canvas.shape, time, dtype=torch.float64) for time in times)
@@ -71,12 +74,12 @@ class OneDraw(Ancestral):
     def propose(self, state: State, parts: list[Part]) -> Proposal:
         moves = self._transition(state)
         canvas = state.canvas
-        law = torch.zeros(*canvas.shape, self.mask_id + 1, dtype=torch.float64)
-        law = torch.where(
-            torch.arange(self.mask_id + 1) == canvas.tokens.unsqueeze(2), 1.0, law
-        )  # what is written stays, unless the mask wins
+        # what is written stays, unless the mask wins
+        law = (torch.arange(self.size) == canvas.tokens.unsqueeze(2)).double()
         for part in parts:
-            law = part.rows.scatter(cut(part.logits.softmax(dim=1), self.nucleus), law)
+            own = torch.zeros(part.rows.index.shape[0], self.size, dtype=torch.float64)
+            own[:, part.ids] = cut(part.logits.softmax(dim=1), self.nucleus)
+            law = part.rows.scatter(own, law)
         zeros = torch.zeros(canvas.shape, dtype=torch.float64)
         if moves is None:
             return Proposal(law.argmax(dim=2), zeros, zeros, canvas.masked)
@@ -164,3 +167,74 @@ def test_golden_sampler_ancestral_remdm(case: Case) -> None:
     tokens = torch.full((params["batch"], params["length"]), params["mask_index"])
     states = run(case, policy, steps + 1, tokens)
     assert shown(states, 13) == without_repeats([*case.expected["calls"], case.expected["final"]])
+
+
+@pytest.mark.parametrize("case", cases("ancestral_bd3lm"), ids=str)
+def test_golden_sampler_ancestral_bd3lm(case: Case) -> None:
+    params, tape = case.params, Tape(case.noise)
+    steps, block, mask = params["num_steps"], params["block_size"], params["mask_index"]
+    starts = torch.linspace(1, 0, steps)
+
+    def times(step: int) -> tuple[float, float] | None:
+        t = float(starts[step])
+        return (t, t - 1 / steps) if t > 0 else None  # at time 0 the rest is taken greedily
+
+    policy = OneDraw(schedule=Linear(), tape=tape, times=times, nucleus=params["nucleus_p"])
+    if params["first_hitting"]:
+        policy = FirstHitting(tape=tape)
+    policy = Block(**vars(policy), block=block) if not params["first_hitting"] else policy
+    tokens, seen = torch.full((params["batch"], 1), params["bos_id"]), []
+    for number in range(params["num_blocks"]):
+        given = tokens.shape[1]
+        holes = (number + 1) * block - given
+        tokens = torch.cat([tokens, torch.full((len(tokens), holes), mask)], dim=1)
+        states = run(case, policy, steps, tokens, given)
+        states = [state for state in states if state.canvas.masked.any()] + [
+            next(state for state in states if not state.canvas.masked.any())
+        ]
+        seen += shown(states[:-1], mask)
+        tokens = states[-1].canvas.tokens
+    assert seen == without_repeats(case.expected["calls"])
+    assert tokens.tolist() == case.expected["final"]
+
+
+@dataclass(frozen=True)
+class Block(OneDraw):
+    """A row is done when its block is full."""
+
+    block: int = 4
+
+    @property
+    def revises(self) -> bool:
+        return False
+
+    def propose(self, state: State, parts: list[Part]) -> Proposal:
+        if self.times(int(state.step.max())) is not None:
+            drawn, ahead = self.tape.left[0], state.canvas.shape[1] - self.block
+            self.tape.left[0] = torch.cat([torch.full((len(drawn), ahead, self.size), 0.5), drawn], dim=1)
+        return super().propose(state, parts)
+
+
+@dataclass(frozen=True)
+class FirstHitting(Block):
+    """One hole at a time, any of them alike. The times, which nothing else depends on, are drawn too."""
+
+    def propose(self, state: State, parts: list[Part]) -> Proposal:
+        if self.tape.left[0].shape == (1,):
+            self.tape.next()
+        (part,) = parts
+        number = part.rows.index.shape[0]
+        canvas = state.canvas
+        law = torch.zeros(*canvas.shape, self.size, dtype=torch.float64)
+        law = part.rows.scatter(part.logits.softmax(dim=1), law)
+        drawn = [self.tape.next(), self.tape.next()]
+        race = next(each for each in drawn if each.ndim == 3)
+        at = next(each for each in drawn if each.ndim == 1)
+        chosen = part.rows.index[int(at.double() * number)]
+        full = torch.full((1, canvas.shape[1], self.size), 0.5)
+        full[:, canvas.shape[1] - self.block :] = race
+        tokens = (law / noise(full)).argmax(dim=2)
+        valid = torch.zeros(canvas.shape, dtype=torch.bool)
+        valid.view(-1)[chosen] = True
+        zeros = torch.zeros(canvas.shape, dtype=torch.float64)
+        return Proposal(tokens, zeros, zeros, valid)
