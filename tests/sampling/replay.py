@@ -58,12 +58,18 @@ class Stub:
     """logits[i] = scale * (sum over j of W[|i - j|, x_j] + B[i]), float64, for every row, all ids at once."""
 
     def __init__(
-        self, name: str = "stub", *, mask: int, scale: float = 1.0, image: slice | None = None
+        self,
+        name: str = "stub",
+        *,
+        mask: int,
+        scale: float = 1.0,
+        text: slice | None = None,
+        image: slice | None = None,
     ) -> None:
-        """`image`: the ids that may stand in an image; without it all ids may stand everywhere."""
+        """`text`, `image`: the ids that may stand in them; without them all ids may."""
         tensors = load_file(golden() / "samplers" / f"{name}.safetensors")
         self.pairs, self.bias = tensors["W"].double(), tensors["B"].double()
-        self.mask, self.scale, self.image = mask, scale, image
+        self.mask, self.scale, self.text, self.image = mask, scale, text, image
         self.calls: list[list[list[int]]] = []  # what it was shown
 
     def begin(self, canvas: Canvas) -> Stub:
@@ -84,8 +90,8 @@ class Stub:
         seen = self.shown(canvas)
         self.calls.append(seen.tolist())
         logits = self.logits(seen)
-        pictures = canvas.modality == IMAGE
-        ranges = [(~pictures, slice(0, logits.shape[2])), (pictures, self.image or slice(0, logits.shape[2]))]
+        pictures, all_ids = canvas.modality == IMAGE, slice(0, logits.shape[2])
+        ranges = [(~pictures, self.text or all_ids), (pictures, self.image or all_ids)]
         asked = [(rows.where(where), ids) for where, ids in ranges]
         parts = [Part(r, ids, r.gather(logits)[:, ids]) for r, ids in asked if r.index.shape[0]]
         return parts if reduce is None else [reduce(part) for part in parts]

@@ -13,9 +13,24 @@ from torch import Tensor
 
 sys.path.insert(0, str(Folder(__file__).parent))
 from replay import Case, Stub, Tape, canvas_with_image, cases, proposal_of, shown, walk, without_repeats
+from test_golden_ancestral import OneDraw, grid
 
 from mmdlm.canvas import IMAGE, TEXT, Canvas, Part, Rows
-from mmdlm.sampling import Guided, Instead, Move, Policy, Proposal, State, Step, Term
+from mmdlm.diffusion import Linear, LogLinear
+from mmdlm.sampling import (
+    Guided,
+    Instead,
+    Move,
+    Path,
+    Policy,
+    Proposal,
+    State,
+    Step,
+    Term,
+    Unmask,
+    WithoutGiven,
+    denoise,
+)
 from mmdlm.sampling.order import count, rank
 
 CODES = slice(24, 40)
@@ -246,3 +261,99 @@ def test_golden_sampler_mmada_parallel(case: Case) -> None:
     assert left.sum() == 1  # ... which the released sampler then fills with any code
     codes = (last.tokens[0, image] - CODES.start).masked_fill(left, int(case.noise[-1][0] * 16))
     assert codes.tolist() == case.expected["image_codes"]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A scale that follows the walk's time, not the share of holes."""
+
+    scale: float
+    times: Tensor
+    now: list[int]
+
+    def __call__(self, level: Tensor) -> Tensor:
+        return torch.full_like(level, self.scale * (1 - float(self.times[self.now[0]])))
+
+
+@dataclass(frozen=True)
+class Given:
+    """Numbers of holes that are filled, step by step and row by row."""
+
+    numbers: Tensor  # (B, S)
+
+    def number(self, state: State, windows) -> Tensor:
+        return self.numbers[:, state.step[0]].unsqueeze(1).expand(state.canvas.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Globally(Unmask):
+    """UniDisc's choice among all holes of a row, with draws and Gumbel noise from the tape."""
+
+    tape: Tape
+    times: Tensor
+    heat: float
+    now: list[int]
+
+    def ask(self, state: State) -> Rows:
+        self.now[0] = int(state.step[0])
+        return Rows.of(state.open)
+
+    def propose(self, state: State, parts: list[Part]) -> Proposal:
+        race = self.tape.next().double().unflatten(0, state.canvas.shape)
+        tokens, logp = state.canvas.tokens, torch.zeros(state.canvas.shape, dtype=torch.float64)
+        for part in parts:
+            law = part.logits.softmax(dim=1)
+            chosen = (law / part.rows.gather(race)[:, part.ids]).argmax(dim=1)
+            tokens = part.rows.scatter(chosen + part.ids.start, tokens)
+            logp = part.rows.scatter(law.gather(1, chosen[:, None])[:, 0].log(), logp)
+        return Proposal(tokens, logp, logp, state.canvas.masked)
+
+    def score(self, step: Step, windows) -> Tensor:
+        u = self.tape.next().double()
+        noise = -(-(u + 1e-10).log() + 1e-10).log()
+        return step.proposal.logp + self.heat * float(self.times[int(step.state.step[0])]) * noise
+
+    def _number(self, state: State, windows) -> Tensor:
+        return self.quota.number(state, windows)
+
+
+@pytest.mark.parametrize("case", cases("unidisc"), ids=str)
+def test_golden_sampler_unidisc(case: Case) -> None:
+    params = case.params
+    mask, steps = params["mask_index"], params["num_steps"]
+    tokens, keep = torch.tensor(params["x0"]), torch.tensor(params["keep"]).bool()
+    image = torch.tensor(params["modality"]).bool()
+    length = tokens.shape[1]
+    canvas = Canvas(
+        tokens=tokens.masked_fill(~keep, mask),
+        modality=torch.where(image, IMAGE, TEXT).to(torch.uint8),
+        fillable=~keep,
+        masked=~keep,
+        position=torch.arange(length)[None, :, None].expand(len(tokens), length, 2),
+        segment=torch.zeros_like(tokens),
+        span=image.long(),
+    )
+    ids = {"text": slice(0, 24), "image": CODES} if params["restrict_vocab_by_modality"] else {}
+    stub, tape = Stub(mask=mask, **ids), Tape(case.noise)
+    times = torch.linspace(1, params["eps"], steps + 1, dtype=torch.float64)
+    if params["sampler"] == "maskgit":
+        now = [0]
+        policy = Globally(
+            quota=Given(torch.tensor(case.expected["schedule"])),
+            plan=Path(together=True),
+            tape=tape,
+            times=times,
+            heat=params["maskgit_r_temp"],
+            now=now,
+        )
+    else:
+        schedule = Linear() if params["sampler"] == "cache" else LogLinear()
+        policy = OneDraw(
+            schedule=schedule, tape=tape, times=grid(steps, params["eps"]), mask_id=mask, size=40
+        )
+        now = policy.now
+    terms = [Term(WithoutGiven(), Timed(params["cfg"], times, now))] if params["cfg"] else []
+    last = 0 if params["sampler"] == "maskgit" else 1  # ancestral samplers end with a greedy step
+    denoiser = Guided(stub, terms, mask=mask)
+    states = list(denoise(denoiser, canvas, policy=policy, steps=steps + last, mask=mask))
+    assert shown(states, mask) == without_repeats([*case.expected["canvases"], case.expected["final"]])
