@@ -16,7 +16,7 @@ from mmdlm.sampling.guidance import (
 )
 from mmdlm.sampling.loop import denoise, resume
 from mmdlm.sampling.modality import ByModality
-from mmdlm.sampling.order import Drawn, LeftToRight, Margin, NegativeEntropy, Order, Peak, Random
+from mmdlm.sampling.order import Drawn, Halton, LeftToRight, Margin, NegativeEntropy, Order, Peak, Random
 from mmdlm.sampling.plan import Blocks, Path, Plan, Windows
 from mmdlm.sampling.policy import Ancestral, Policy, Unmask, propose
 from mmdlm.sampling.quota import (
@@ -33,6 +33,7 @@ from mmdlm.sampling.quota import (
     Threshold,
 )
 from mmdlm.sampling.remask import Capped, Doubtful, ForwardBackward, Loop, Remask, Rescaled
+from mmdlm.sampling.revise import Edited, Planned, Revision
 from mmdlm.sampling.scale import Constant, During, Ramp, Scale
 from mmdlm.sampling.state import Move, Proposal, State, Step
 
@@ -48,12 +49,14 @@ __all__ = [
     "Doubtful",
     "Drawn",
     "During",
+    "Edited",
     "EntropyBelow",
     "Even",
     "Factor",
     "Fixed",
     "ForwardBackward",
     "Guided",
+    "Halton",
     "Instead",
     "LeftToRight",
     "Loop",
@@ -64,6 +67,7 @@ __all__ = [
     "Path",
     "Peak",
     "Plan",
+    "Planned",
     "Policy",
     "Proportional",
     "Proposal",
@@ -73,6 +77,7 @@ __all__ = [
     "Remask",
     "Renoised",
     "Rescaled",
+    "Revision",
     "Rule",
     "Scale",
     "Scheduled",

@@ -250,6 +250,8 @@ class _GuidedPredict:
             number = part.rows.index // (batch * length)
             for which, view in enumerate(views):
                 mine = torch.nonzero(number == which).squeeze(1)
+                if mine.shape[0] == 0:
+                    continue
                 local = part.rows.index[mine] % (batch * length)
                 at = local // length * view.canvas.shape[1] + local % length
                 own = Part(Rows(at, part.rows.valid[mine]), part.ids, part.logits[mine])

@@ -18,6 +18,7 @@ from mmdlm.sampling.order import Drawn, Order, rank
 from mmdlm.sampling.plan import Path, Plan, Windows
 from mmdlm.sampling.quota import Quota, Rule, Scheduled, Stable
 from mmdlm.sampling.remask import Remask
+from mmdlm.sampling.revise import Planned, Revision
 from mmdlm.sampling.scale import Ramp, Scale, scaled
 from mmdlm.sampling.state import Move, Proposal, State, Step
 
@@ -69,9 +70,12 @@ def propose(
             temperature=_by_row(temperature, image, 1.0),
             top_k=_by_row(top_k, image, _ALL),
             top_p=_by_row(top_p, image, 1.0),
-            needs=needs - {"kl"},
+            needs=needs - {"kl", "current"},
         )
         told = dict(drawn.columns)
+        if "current" in needs:
+            stands = part.local(part.rows.gather(state.canvas.tokens)).clamp(0, part.logits.shape[1] - 1)
+            told["current"] = part.logits.float().log_softmax(dim=1).gather(1, stands.unsqueeze(1)).squeeze(1)
         if "kl" in needs:
             told["kl"], memory[f"law/{part.ids.start}"] = _moved(state, part)
         tokens = part.rows.scatter(drawn.tokens + part.ids.start, tokens)
@@ -110,6 +114,7 @@ class Unmask(Policy):
     order: Order | ByModality[Order] = Drawn()
     rule: Rule | ByModality[Rule | None] | None = None
     plan: Plan = Path()
+    revision: Revision | None = None
     temperature: float | ByModality[float] = 1.0
     choice_temperature: float | Scale | ByModality[float | Scale] = 0.0
     top_k: int | ByModality[int | None] | None = None
@@ -135,7 +140,13 @@ class Unmask(Policy):
                     else windows.led & (rank(score, windows.active, windows.runs) < number)
                 )
                 wanted = wanted & (~mine | due)
+        if self.revision is not None:
+            wanted = wanted | self.revision.looks(state, windows)
         return Rows.of(wanted)
+
+    @property
+    def revises(self) -> bool:
+        return isinstance(self.revision, Planned)
 
     def propose(self, state: State, parts: list[Part]) -> Proposal:
         return propose(
@@ -145,8 +156,8 @@ class Unmask(Policy):
     def move(self, step: Step) -> Move:
         windows = self.plan.windows(step.state)
         candidates = windows.active & step.proposal.valid
-        score = self.score(step, windows)
-        write = windows.led & (rank(score, candidates, windows.runs) < self._number(step.state, windows))
+        score, number = self.score(step, windows), self._number(step.state, windows)
+        write = windows.led & (rank(score, candidates, windows.runs) < number)
         if self.rule is not None:
             write = write | by_modality(
                 self.rule,
@@ -157,7 +168,10 @@ class Unmask(Policy):
         for rule in ByModality.of(self.rule).both:
             if isinstance(rule, Stable):
                 memory |= rule.remember(step)
-        return Move(candidates & write, torch.zeros_like(write), memory)
+        write, noise = candidates & write, torch.zeros_like(write)
+        if self.revision is not None:
+            write, noise = self.revision.revise(step, score, windows, write, number)
+        return Move(write, noise, memory)
 
     def score(self, step: Step, windows: Windows) -> Tensor:
         """(B, L) float: higher is filled earlier."""
@@ -168,8 +182,8 @@ class Unmask(Policy):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The columns of a proposal that order and rule read."""
-        return _needs([*ByModality.of(self.order).both, *ByModality.of(self.rule).both])
+        """The columns of a proposal that order, rule and revision read."""
+        return _needs([*ByModality.of(self.order).both, *ByModality.of(self.rule).both, self.revision])
 
     def _number(self, state: State, windows: Windows) -> Tensor:
         """(B, L) long: how many holes of the position's run are due; all of them when its time ends."""

@@ -152,7 +152,8 @@ class Proposal:
     peak: Tensor  # (B, L) float32   log-probability of the most probable token: depends on no draw
     valid: Tensor  # (B, L) bool      where a proposal was made; elsewhere the others mean nothing
     # (B, L) float32 each, where somebody needs them: of the model's law the "margin" of the most probable
-    # token over the next, the "entropy", and the "kl" from its law at the step before (infinite without one)
+    # token over the next, the "entropy", the "kl" from its law at the step before (infinite without one), and
+    # the log-probability of the "current" token
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     memory: Mapping[str, Tensor] = field(default_factory=dict)  # (B, L, ...) each, for the next state
 
