@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,14 +57,23 @@ class Attention(nn.Module):
         self.k_norm = None if eps is None else RMSNorm(self.head_dim, eps)
 
     def forward(
-        self, x: Tensor, table: Tensor, mask: AttentionMask | None, *, kernel: Kernel | None
+        self,
+        x: Tensor,
+        table: Tensor,
+        mask: AttentionMask | None,
+        *,
+        kernel: Kernel | None,
+        cache: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
+        """`cache` takes the keys and values of x and gives those that are attended to."""
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, -1, self.head_dim)
         q, k, v = qkv.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, table), rotate(k, table)
+        if cache is not None:
+            k, v = cache(k, v)
         return self.out(attend(q, k, v, mask, kernel=kernel).reshape(batch, length, -1))
 
 
@@ -77,7 +88,13 @@ class Block(nn.Module):
         self.mlp = mlp
 
     def forward(
-        self, x: Tensor, table: Tensor, mask: AttentionMask | None, *, kernel: Kernel | None
+        self,
+        x: Tensor,
+        table: Tensor,
+        mask: AttentionMask | None,
+        *,
+        kernel: Kernel | None,
+        cache: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), table, mask, kernel=kernel)
+        x = x + self.attention(self.attention_norm(x), table, mask, kernel=kernel, cache=cache)
         return x + self.mlp(self.mlp_norm(x))

@@ -39,6 +39,8 @@ class AttentionMask:
         self.block = block
         self.copy = copy
         self.position = position
+        self.queries: Tensor | None = None  # (B, M) long: the queries, where they are not all positions
+        self._whole: AttentionMask | None = None
         self._forms: dict[Hashable, object] = {}
 
     @staticmethod
@@ -53,6 +55,13 @@ class AttentionMask:
             if bool(((segment == segment[:, :1]) & (segment >= 0)).all()):
                 return None
         return AttentionMask(canvas.segment, canvas.block, canvas.copy, canvas.position)
+
+    def at(self, index: Tensor) -> AttentionMask:
+        """The same mask for the queries at `index` (B, M) long alone: its dense form is (B, 1, M, L)."""
+        mask = AttentionMask(self.segment, self.block, self.copy, self.position)
+        mask.queries = index
+        mask._whole = self
+        return mask
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -87,6 +96,12 @@ class AttentionMask:
         return cast(T, self._forms[key])
 
     def _dense(self) -> Tensor:
+        if self._whole is not None and self.queries is not None:
+            whole = self._whole.dense()
+            where = self.queries.clamp(max=whole.shape[3] - 1)[:, None, :, None].expand(
+                -1, -1, -1, whole.shape[3]
+            )
+            return whole.gather(2, where)
         segment = self.segment
         seen = (segment[:, :, None] == segment[:, None, :]) & (segment >= 0)[:, None, :]
         if self.block is not None:
@@ -108,12 +123,12 @@ class AttentionMask:
 
     def _bias(self, dtype: torch.dtype) -> Tensor:
         dense = self.dense()
-        batch, _, length, _ = dense.shape
-        rows = torch.zeros(batch, 1, length, -(-length // 8) * 8, dtype=dtype, device=dense.device)
+        batch, _, queries, length = dense.shape
+        rows = torch.zeros(batch, 1, queries, -(-length // 8) * 8, dtype=dtype, device=dense.device)
         return rows[..., :length].masked_fill_(~dense, float("-inf"))
 
     def _runs(self) -> tuple[int, ...] | None:
-        if self.block is not None or self.copy is not None:
+        if self.block is not None or self.copy is not None or self.queries is not None:
             return None
         runs: list[int] = []
         for row in self.segment.tolist():

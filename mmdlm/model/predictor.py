@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmdlm.canvas import IMAGE, TEXT, Canvas, Part, Predict, Rows
+from mmdlm.model.cache import Memory
 from mmdlm.model.transformer import Transformer, TransformerConfig
 
 T = TypeVar("T")
@@ -98,7 +99,40 @@ class Predictor(nn.Module):
         asked = self._split(canvas, rows)
         if not asked:
             return []
-        features = self._features(canvas, rows)
+        return self._answers(self._features(canvas, rows), asked, reduce, chunk)
+
+    def remember(self, canvas: Canvas) -> Memory:
+        """An empty memory of the network, for generations on `canvas`."""
+        return self.network.remember(canvas)
+
+    def recall(
+        self,
+        canvas: Canvas,
+        rows: Rows,
+        memory: Memory,
+        index: Tensor | None,
+        *,
+        reduce: Callable[[Part], T] | None = None,
+        chunk: int = 4096,
+    ) -> list[Part] | list[T]:
+        """As `forward`, from the features in `memory`; those at `index` (B, M) long, if any, made anew."""
+        asked = self._split(canvas, rows)
+        if not asked:
+            return []
+        if index is not None:
+            self.network.features_at(canvas, index, memory)
+        features = memory.features
+        if self.shift:
+            features = shift_right(features, canvas.segment)
+        return self._answers(features, asked, reduce, chunk)
+
+    def _answers(
+        self,
+        features: Tensor,
+        asked: list[tuple[Rows, slice]],
+        reduce: Callable[[Part], T] | None,
+        chunk: int,
+    ) -> list[Part] | list[T]:
         if reduce is None:
             return [self._part(features, part_rows, ids) for part_rows, ids in asked]
         results: list[T] = []

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmdlm.canvas import IMAGE, Canvas
 from mmdlm.model.attention import Kernel
+from mmdlm.model.cache import KeyValues, Memory
 from mmdlm.model.layers import Attention, Block, RMSNorm, SwiGLU
 from mmdlm.model.mask import AttentionMask
 from mmdlm.model.rotary import rotary_table
@@ -149,22 +150,68 @@ class Transformer(nn.Module):
 
         A masked position enters as the mask id: its own id is never read.
         """
-        config = self.config
-        ids = torch.where(canvas.masked, config.mask, canvas.tokens)
-        x = F.embedding(ids, self.embedding.rows())
-        if self.modality is not None:
-            x = x + F.embedding(canvas.modality.long(), self.modality)
-        if self.places is not None:
-            x = x + self.places(canvas)
+        x = F.embedding(self._ids(canvas), self.embedding.rows())
+        extra = self._extra(canvas)
+        x = x if extra is None else x + extra
         if canvas.soft is not None:
             x = x + canvas.soft.to(x.dtype)
-        mask = AttentionMask.of(canvas)
-        table = rotary_table(
-            canvas.position, config.dim // config.num_heads, base=config.rope_base, dtype=x.dtype
-        )
+        mask, table = AttentionMask.of(canvas), self._table(canvas, x.dtype)
         for block in self.blocks:
             x = block(x, table, mask, kernel=self.kernel)
         return x
+
+    def remember(self, canvas: Canvas) -> Memory:
+        """An empty memory for generations on `canvas`, for `features_at`."""
+        dim, dtype = self.config.dim, self.embedding.weight.dtype
+        return Memory(
+            table=self._table(canvas, dtype),
+            extra=self._extra(canvas),
+            mask=AttentionMask.of(canvas),
+            layers=[KeyValues() for _ in self.blocks],
+            features=torch.zeros(*canvas.shape, dim, dtype=dtype, device=canvas.device),
+            tokens=torch.zeros_like(canvas.tokens),
+            masked=torch.zeros_like(canvas.masked),
+            known=torch.zeros_like(canvas.masked),
+        )
+
+    def features_at(self, canvas: Canvas, index: Tensor, memory: Memory) -> None:
+        """Computes the features at `index` (B, M) long and leaves them, with keys and values, in `memory`.
+
+        Other positions are seen through the keys and values that they left there. L is an index of nothing.
+        """
+        if canvas.soft is not None:
+            raise ValueError("what is added to embeddings changes at every step and is not remembered")
+        x = F.embedding(memory.rows(self._ids(canvas), index), self.embedding.rows())
+        x = x if memory.extra is None else x + memory.rows(memory.extra, index)
+        table = memory.rows(memory.table, index)
+        mask = None if memory.mask is None else memory.mask.at(index)
+        length = canvas.shape[1]
+        for block, layer in zip(self.blocks, memory.layers, strict=True):
+            x = block(
+                x,
+                table,
+                mask,
+                kernel=self.kernel,
+                cache=lambda k, v, layer=layer: layer.update(index, k, v, length),
+            )
+        memory.store(index, x, canvas.tokens, canvas.masked)
+
+    def _ids(self, canvas: Canvas) -> Tensor:
+        return torch.where(canvas.masked, self.config.mask, canvas.tokens)
+
+    def _extra(self, canvas: Canvas) -> Tensor | None:
+        """(B, L, dim): what is added to embeddings and depends on no token."""
+        extra = None if self.modality is None else F.embedding(canvas.modality.long(), self.modality)
+        if self.places is None:
+            return extra
+        places = self.places(canvas)
+        return places if extra is None else extra + places
+
+    def _table(self, canvas: Canvas, dtype: torch.dtype) -> Tensor:
+        config = self.config
+        return rotary_table(
+            canvas.position, config.dim // config.num_heads, base=config.rope_base, dtype=dtype
+        )
 
     def logits(self, features: Tensor, ids: slice) -> Tensor:
         """Scores of `ids` at some features: (M, dim) -> (M, len(ids)), float32 or better."""

@@ -1,0 +1,125 @@
+"""Caches: exact ones give the tokens of no cache, in fewer positions; what cannot be exact is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmdlm.canvas import IMAGE, TEXT, Canvas, Rows
+from mmdlm.model import Predictor, Transformer, TransformerConfig
+from mmdlm.sampling import Blocks, Even, Guided, Path, Unmask, denoise, partners
+from mmdlm.sampling.caching import Cached, Committed, Unchanged, padded
+
+
+@pytest.fixture(scope="module")
+def model(kit) -> Predictor:
+    """A real model in float64 with lively weights and learned places."""
+    config = TransformerConfig(
+        vocab_size=kit.mask + 1,
+        dim=32,
+        depth=3,
+        num_heads=4,
+        num_kv_heads=2,
+        text=(kit.text_ids.start, kit.text_ids.stop),
+        image=(kit.image_ids.start, kit.image_ids.stop),
+        mask=kit.mask,
+        grid=(24, 24),
+    )
+    predictor = Predictor(Transformer(config)).double().eval()
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in predictor.parameters():
+            weight.add_(torch.randn(weight.shape, generator=rng, dtype=torch.float64) * 0.15)
+    return predictor
+
+
+def blocked(canvas: Canvas, length: int) -> Canvas:
+    """Block-causal in blocks of positions of the whole row."""
+    column = torch.arange(canvas.shape[1]) // length
+    return canvas.replace(block=column.expand(canvas.shape))
+
+
+def text(kit, length: int, given: int) -> Canvas:
+    return kit.pair(length, 0, given=tuple(range(1, given + 1)), seed=length)
+
+
+@pytest.mark.parametrize("length", [1, 4, 8, 18])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_committed_blocks_give_the_tokens_of_no_cache(kit, model, length: int, temperature: float) -> None:
+    canvas = blocked(Canvas.concat([text(kit, 16, 4), text(kit, 16, 9)]), length)
+    policy = Unmask(Even(), plan=Path(blocks=Blocks(length)), temperature=temperature)
+    run = {"policy": policy, "steps": 16, "mask": kit.mask}
+    cached = Cached(model, Committed())
+    plain = kit.last(denoise(model, canvas, **run)).canvas.tokens
+    ours = kit.last(denoise(cached, canvas, **run)).canvas.tokens
+    assert torch.equal(plain, ours)
+    assert not (ours == kit.mask).any()
+
+
+def test_committed_blocks_are_computed_once_more_and_no_more(kit, model) -> None:
+    """Blocks of 5 (with the frame), 4, 4, 4, one hole a step: each step its block, once more when it is full."""
+    canvas = kit.pair(16, 0)
+    canvas = canvas.replace(block=((torch.arange(18) - 1).clamp(min=0) // 4).expand(1, 18))
+    cached = Cached(model, Committed())
+    policy = Unmask(Even(), plan=Path(blocks=Blocks(4)))
+    kit.last(denoise(cached, canvas, policy=policy, steps=16, mask=kit.mask))
+    assert cached.positions == 4 * (5 + 4 + 4 + 4) + 5 + 4 + 4  # the last block is not asked again
+
+
+def test_logits_of_kept_blocks_are_those_of_no_cache(kit, model) -> None:
+    canvas = blocked(kit.pair(12, 6, seed=3), 5)
+    filled = canvas.replace(masked=canvas.masked & (torch.arange(20) >= 5), tokens=canvas.tokens.clamp(max=5))
+    predict = Cached(model, Committed()).begin(canvas)
+    for shown in (canvas, filled, filled.replace(tokens=filled.tokens.roll(1, dims=1)), canvas):
+        rows = Rows.of(shown.masked)
+        for ours, theirs in zip(predict(shown, rows), model(shown, rows), strict=True):
+            assert torch.equal(ours.rows.index, theirs.rows.index)
+            torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-10, rtol=1e-10)
+
+
+def test_a_prompt_that_sees_no_answer_is_computed_once(kit, model) -> None:
+    canvas = text(kit, 12, 6)
+    canvas = canvas.replace(block=(torch.arange(14) >= 7).long().expand(1, 14))
+    cached = Cached(model, Committed())
+    run = {"policy": Unmask(Even()), "steps": 6, "mask": kit.mask}
+    ours = kit.last(denoise(cached, canvas, **run)).canvas.tokens
+    assert torch.equal(ours, kit.last(denoise(model, canvas, **run)).canvas.tokens)
+    assert cached.positions == 7 + 6 * 7
+
+
+def test_a_row_that_does_not_change_is_not_computed(kit, model) -> None:
+    canvas = Canvas.concat([kit.pair(5, 6), kit.pair(3, 4)])
+    cached = Cached(model, Unchanged())
+    predict = cached.begin(canvas)
+    rows = Rows.of(canvas.masked)
+    first = predict(canvas, rows)
+    again = predict(canvas, rows)
+    assert cached.positions == canvas.shape[0] * canvas.shape[1]
+    for ours, theirs in zip(again, first, strict=True):
+        assert torch.equal(ours.logits, theirs.logits)
+    policy = Unmask(temperature=0.5)
+    run = {"policy": policy, "steps": 4, "mask": kit.mask}
+    plain = kit.last(denoise(model, canvas, **run)).canvas.tokens
+    assert torch.equal(kit.last(denoise(cached, canvas, **run)).canvas.tokens, plain)
+
+
+def test_branches_of_guidance_keep_their_own_memory(kit, model) -> None:
+    canvas = blocked(kit.pair(8, 6), 4)
+    policy = Unmask(temperature=0.7)
+    run = {"policy": policy, "steps": 5, "mask": kit.mask}
+    terms = partners(text=0.5, image=1.0)
+    plain = kit.last(denoise(Guided(model, terms, mask=kit.mask), canvas, **run))
+    ours = kit.last(denoise(Guided(Cached(model, Committed()), terms, mask=kit.mask), canvas, **run))
+    assert torch.equal(ours.canvas.tokens, plain.canvas.tokens)
+
+
+def test_an_exact_block_cache_is_refused_where_all_see_all(kit, model) -> None:
+    with pytest.raises(ValueError, match="every change reaches every position"):
+        Cached(model, Committed()).begin(kit.pair(4, 4))
+
+
+def test_chosen_positions_are_packed_to_the_left() -> None:
+    chosen = torch.tensor([[0, 1, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]]).bool()
+    assert padded(chosen).tolist() == [[1, 3], [4, 4], [0, 4]]
+    assert padded(torch.zeros(2, 3).bool()) is None
+    assert {TEXT, IMAGE} == {1, 2}
