@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ class Memory:
     tokens: Tensor  # (B, L) long
     masked: Tensor  # (B, L) bool
     known: Tensor  # (B, L) bool
+    notes: dict[str, Tensor] = field(default_factory=dict)  # what a cache writes down for itself
 
     @staticmethod
     def rows(column: Tensor, index: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from mmdlm.canvas import Canvas, Part, Predict, Rows
+from mmdlm.sampling.order import rank
+from mmdlm.sampling.plan import blocks_of, first_of
 
 T = TypeVar("T")
 
@@ -25,6 +27,7 @@ class Remembered(Protocol):
     tokens: Tensor  # (B, L) long   what a position held when it was last computed
     masked: Tensor  # (B, L) bool
     known: Tensor  # (B, L) bool   whether it ever was
+    notes: dict[str, Tensor]  # (B, ...) each: what a cache writes down for itself
 
 
 class Remembering(Protocol):
@@ -96,8 +99,119 @@ class Selector(Protocol):
         ...
 
     def turn(self, canvas: Canvas, rows: Rows) -> Tensor | None:
-        """(B,) long: where this number changes all is computed again (a new block, say); None: nowhere."""
+        """(B,) long: in a row in which this number changes all is computed again; None: nowhere."""
         ...
+
+
+@dataclass(frozen=True)
+class Approximate:
+    """Computes what a selector says, and everything now and then: at each `every`-th call, at the first ones.
+
+    Not exact, and asked for by name: keys, values and features of all other positions are those of an earlier
+    canvas. `every` 1 is no cache, 0 refreshes only where the selector turns.
+    """
+
+    selector: Selector
+    every: int = 0
+    first: int = 1
+    exact = False
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.first < 1:
+            raise ValueError(f"wanted every >= 0 and first >= 1, got {self.every} and {self.first}")
+
+    def check(self, canvas: Canvas) -> None:
+        pass
+
+    def stale(self, canvas: Canvas, rows: Rows, memory: Remembered, call: int) -> Tensor:
+        inside, turn = canvas.segment >= 0, self.selector.turn(canvas, rows)
+        turned = torch.zeros_like(canvas.segment[:, 0], dtype=torch.bool)
+        if turn is not None:
+            turned = turn != memory.notes.get("turn", turn - 1)
+            memory.notes["turn"] = turn
+        if call < self.first or (self.every and call % self.every == 0):
+            return inside
+        chosen = self.selector.select(canvas, rows, memory) | (where(rows, canvas) & ~memory.known)
+        return inside & (chosen | turned.unsqueeze(1))
+
+
+@dataclass(frozen=True)
+class Suffix:
+    """The block that is worked on and all behind it: Fast-dLLM's prefix cache (arXiv:2505.22618).
+
+    Blocks of `length` positions from the start of each span, as the plan has them.
+    """
+
+    length: int
+
+    def select(self, canvas: Canvas, rows: Rows, memory: Remembered) -> Tensor:
+        place = torch.arange(canvas.shape[1], device=canvas.device)
+        return place >= self.turn(canvas, rows).unsqueeze(1)
+
+    def turn(self, canvas: Canvas, rows: Rows) -> Tensor:
+        return _first_block(canvas, rows, self.length)
+
+
+@dataclass(frozen=True)
+class Window:
+    """The block that is worked on alone: Fast-dLLM's dual cache."""
+
+    length: int
+
+    def select(self, canvas: Canvas, rows: Rows, memory: Remembered) -> Tensor:
+        return _blocks(canvas, self.length) == self.turn(canvas, rows).unsqueeze(1)
+
+    def turn(self, canvas: Canvas, rows: Rows) -> Tensor:
+        return _first_block(canvas, rows, self.length)
+
+
+@dataclass(frozen=True)
+class Holes:
+    """The holes, and what was filled since: a token is kept one step after it was written (dKV-Cache).
+
+    arXiv:2505.15781, decoding with a delay of one.
+    """
+
+    def select(self, canvas: Canvas, rows: Rows, memory: Remembered) -> Tensor:
+        return canvas.masked | changed(canvas, memory)
+
+    def turn(self, canvas: Canvas, rows: Rows) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Faintest:
+    """The `share` of a row's positions whose largest logit was lowest when last asked (Lumina-DiMOO).
+
+    arXiv:2510.06308; positions that were never asked count as faint.
+    """
+
+    share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.share <= 1.0:
+            raise ValueError(f"a share of the positions is in [0, 1], got {self.share}")
+
+    def select(self, canvas: Canvas, rows: Rows, memory: Remembered) -> Tensor:
+        inside, runs = canvas.segment >= 0, torch.zeros_like(canvas.segment)
+        faint = -memory.notes.get("peak", torch.zeros(canvas.shape, device=canvas.device))
+        number = (inside.sum(dim=1, keepdim=True) * self.share).ceil()
+        return inside & (rank(faint, inside, runs) < number)
+
+    def turn(self, canvas: Canvas, rows: Rows) -> None:
+        return None
+
+
+def _blocks(canvas: Canvas, length: int) -> Tensor:
+    """(B, L) long: the first position of each position's block, -1 outside of spans."""
+    runs = canvas.modality.long() - 1 if canvas.span is None else canvas.span
+    return blocks_of(first_of(runs), length)
+
+
+def _first_block(canvas: Canvas, rows: Rows, length: int) -> Tensor:
+    """(B,) long: the first position of the first block that is asked about; L where none is."""
+    asked = where(rows, canvas)
+    return _blocks(canvas, length).masked_fill(~asked, canvas.shape[1]).amin(dim=1)
 
 
 def changed(canvas: Canvas, memory: Remembered) -> Tensor:
@@ -149,7 +263,14 @@ class _CachedPredict:
         index = padded(stale)
         self._cached.positions += 0 if index is None else index.numel()
         self._calls += 1
-        return self._cached.model.recall(canvas, rows, self._memory, index, reduce=reduce)
+        if not isinstance(getattr(self._cached.cache, "selector", None), Faintest):
+            return self._cached.model.recall(canvas, rows, self._memory, index, reduce=reduce)
+        parts = self._cached.model.recall(canvas, rows, self._memory, index)
+        peak = self._memory.notes.get("peak", torch.zeros(canvas.shape, device=canvas.device))
+        for part in parts:
+            peak = part.rows.scatter(part.logits.amax(dim=1).float(), peak)
+        self._memory.notes["peak"] = peak
+        return parts if reduce is None else [reduce(part) for part in parts]
 
 
 def padded(chosen: Tensor) -> Tensor | None:

@@ -133,11 +133,16 @@ def first_of(runs: Tensor) -> Tensor:
     return torch.where(runs >= 0, firsts.gather(1, runs + 1), -1)
 
 
+def blocks_of(first: Tensor, length: int) -> Tensor:
+    """(B, L) long: the first position of each position's block, given that of its span; -1 outside."""
+    place = torch.arange(first.shape[1], device=first.device)
+    return torch.where(first >= 0, place - (place - first) % length, -1)
+
+
 def _in_blocks(state: State, whole: Windows, blocks: Blocks) -> Windows:
     """The windows of spans, given the windows of these spans as wholes."""
     span, inside = whole.runs, whole.runs >= 0
-    place = torch.arange(span.shape[1], device=span.device)
-    runs = torch.where(inside, place - (place - span) % blocks.length, -1)
+    runs = blocks_of(span, blocks.length)
     planned, left = count(state.initial, runs), count(state.open, runs)
     filled = torch.where(planned > 0, 1.0 - left.double() / planned.clamp(min=1), 1.0)
 

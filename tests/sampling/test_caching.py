@@ -5,10 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmdlm.canvas import IMAGE, TEXT, Canvas, Rows
+from mmdlm.canvas import Canvas, Rows
 from mmdlm.model import Predictor, Transformer, TransformerConfig
 from mmdlm.sampling import Blocks, Even, Guided, Path, Unmask, denoise, partners
-from mmdlm.sampling.caching import Cached, Committed, Unchanged, padded
+from mmdlm.sampling.caching import (
+    Approximate,
+    Cached,
+    Committed,
+    Faintest,
+    Holes,
+    Suffix,
+    Unchanged,
+    Window,
+    padded,
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +67,7 @@ def test_committed_blocks_give_the_tokens_of_no_cache(kit, model, length: int, t
 
 
 def test_committed_blocks_are_computed_once_more_and_no_more(kit, model) -> None:
-    """Blocks of 5 (with the frame), 4, 4, 4, one hole a step: each step its block, once more when it is full."""
+    """Blocks of 5 (with the frame), 4, 4, 4, a hole a step: a block each step, and again when it is full."""
     canvas = kit.pair(16, 0)
     canvas = canvas.replace(block=((torch.arange(18) - 1).clamp(min=0) // 4).expand(1, 18))
     cached = Cached(model, Committed())
@@ -122,4 +132,61 @@ def test_chosen_positions_are_packed_to_the_left() -> None:
     chosen = torch.tensor([[0, 1, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]]).bool()
     assert padded(chosen).tolist() == [[1, 3], [4, 4], [0, 4]]
     assert padded(torch.zeros(2, 3).bool()) is None
-    assert {TEXT, IMAGE} == {1, 2}
+
+
+SELECTORS = [Suffix(4), Window(4), Holes(), Faintest(0.2)]
+
+
+@pytest.mark.parametrize("selector", SELECTORS, ids=str)
+def test_a_refresh_at_every_call_is_no_cache(kit, model, selector) -> None:
+    canvas = Canvas.concat([kit.pair(8, 9), kit.pair(4, 5)])
+    policy = Unmask(Even(), plan=Path(blocks=Blocks(4)), temperature=0.5)
+    run = {"policy": policy, "steps": 8, "mask": kit.mask}
+    plain = kit.last(denoise(model, canvas, **run)).canvas.tokens
+    every = Cached(model, Approximate(selector, every=1))
+    assert torch.equal(kit.last(denoise(every, canvas, **run)).canvas.tokens, plain)
+    assert not every.exact
+
+
+@pytest.mark.parametrize("selector", [Suffix(99), Window(99), Faintest(1.0)], ids=str)
+def test_a_selector_that_takes_everything_is_no_cache(kit, model, selector) -> None:
+    canvas = kit.pair(0, 9)
+    run = {"policy": Unmask(Even(), temperature=0.5), "steps": 8, "mask": kit.mask}
+    # without the frame, which the holes would see as it was at first
+    frame = canvas.replace(segment=torch.where(canvas.span >= 0, 0, 1))
+    plain = kit.last(denoise(model, frame, **run)).canvas.tokens
+    cached = Cached(model, Approximate(selector))
+    assert torch.equal(kit.last(denoise(cached, frame, **run)).canvas.tokens, plain)
+
+
+@pytest.mark.parametrize("selector", SELECTORS, ids=str)
+def test_approximations_compute_less_and_fill_everything(kit, model, selector) -> None:
+    canvas = kit.pair(16, 0)
+    policy = Unmask(Even(), plan=Path(blocks=Blocks(4)), temperature=0.0)
+    cached = Cached(model, Approximate(selector))
+    states = list(denoise(cached, canvas, policy=policy, steps=16, mask=kit.mask))
+    assert not states[-1].canvas.masked.any()
+    assert cached.positions < 16 * 18
+
+
+@pytest.mark.parametrize("selector", SELECTORS, ids=str)
+def test_an_approximation_of_a_row_does_not_depend_on_its_batch(kit, model, selector) -> None:
+    rows = [kit.pair(8, 9, seed=1), kit.pair(4, 5, seed=2)]
+    policy = Unmask(Even(), plan=Path(blocks=Blocks(4)), temperature=0.5)
+    run = {"policy": policy, "steps": 8, "mask": kit.mask}
+    cached = Cached(model, Approximate(selector, every=3))
+    whole = kit.last(denoise(cached, Canvas.concat(rows), **run)).canvas.tokens
+    for number, row in enumerate(rows):
+        samples = torch.tensor([number])
+        alone = kit.last(denoise(cached, row, samples=samples, **run)).canvas.tokens
+        assert torch.equal(whole[number, : row.shape[1]], alone[0])
+
+
+def test_the_dual_cache_computes_a_block_a_step(kit, model) -> None:
+    canvas = kit.pair(16, 0)
+    policy = Unmask(Even(), plan=Path(blocks=Blocks(4)))
+    dual, prefix = (Cached(model, Approximate(selector)) for selector in (Window(4), Suffix(4)))
+    for cached in (dual, prefix):
+        kit.last(denoise(cached, canvas, policy=policy, steps=16, mask=kit.mask))
+    assert dual.positions == 4 * 18 + 12 * 4
+    assert prefix.positions == 4 * 18 + 3 * (17 + 13 + 9 + 5)
