@@ -1,5 +1,17 @@
 """Sampling: one loop, the policies that steer it, and guidance around the model."""
 
+from mmdlm.sampling.caching import (
+    Approximate,
+    Cache,
+    Cached,
+    Committed,
+    Faintest,
+    Holes,
+    Selector,
+    Suffix,
+    Unchanged,
+    Window,
+)
 from mmdlm.sampling.guidance import (
     Branch,
     Counted,
@@ -14,11 +26,11 @@ from mmdlm.sampling.guidance import (
     hide,
     partners,
 )
-from mmdlm.sampling.loop import denoise, resume
+from mmdlm.sampling.loop import Result, denoise, resume, sample
 from mmdlm.sampling.modality import ByModality
 from mmdlm.sampling.order import Drawn, Halton, LeftToRight, Margin, NegativeEntropy, Order, Peak, Random
 from mmdlm.sampling.plan import Blocks, Path, Plan, Windows
-from mmdlm.sampling.policy import Ancestral, Policy, Unmask, propose
+from mmdlm.sampling.policy import Ancestral, Ended, Policy, Unmask, propose
 from mmdlm.sampling.quota import (
     Bounded,
     EntropyBelow,
@@ -39,24 +51,31 @@ from mmdlm.sampling.state import Move, Proposal, State, Step
 
 __all__ = [
     "Ancestral",
+    "Approximate",
     "Blocks",
     "Bounded",
     "Branch",
     "ByModality",
+    "Cache",
+    "Cached",
     "Capped",
+    "Committed",
     "Constant",
     "Counted",
     "Doubtful",
     "Drawn",
     "During",
     "Edited",
+    "Ended",
     "EntropyBelow",
     "Even",
     "Factor",
+    "Faintest",
     "Fixed",
     "ForwardBackward",
     "Guided",
     "Halton",
+    "Holes",
     "Instead",
     "LeftToRight",
     "Loop",
@@ -77,18 +96,23 @@ __all__ = [
     "Remask",
     "Renoised",
     "Rescaled",
+    "Result",
     "Revision",
     "Rule",
     "Scale",
     "Scheduled",
+    "Selector",
     "Shown",
     "Spliced",
     "Stable",
     "State",
     "Step",
+    "Suffix",
     "Term",
     "Threshold",
+    "Unchanged",
     "Unmask",
+    "Window",
     "Windows",
     "Without",
     "WithoutGiven",
@@ -97,4 +121,5 @@ __all__ = [
     "partners",
     "propose",
     "resume",
+    "sample",
 ]

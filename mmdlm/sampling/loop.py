@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mmdlm.canvas import Canvas, Denoiser, Part
+from mmdlm.sampling.guidance import Counted
 from mmdlm.sampling.policy import Policy
 from mmdlm.sampling.state import Move, Proposal, State, Step
 
@@ -51,6 +54,59 @@ def resume(denoiser: Denoiser, state: State, *, policy: Policy, mask: int) -> It
         # free on the CPU, a sync on an accelerator
         if (state.done.device.type == "cpu" or number % _POLL == 0) and bool(state.done.all()):
             return
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a generation came to, and what it cost."""
+
+    canvas: Canvas
+    forwards: int  # passes through the model, whatever their size
+    positions: int  # positions computed in them, summed; with a cache those that were computed
+    tokens: int  # holes that were filled
+    syncs: int  # looks of the host at the device, in the loop; those of a cache are not counted
+    seconds: float
+    trajectory: tuple[State, ...]  # the states, where they were asked for
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Of a row: holes filled in one pass, if all rows take part in all of them."""
+        return self.tokens / max(1, self.forwards) / max(1, self.canvas.shape[0])
+
+
+def sample(
+    denoiser: Denoiser,
+    canvas: Canvas,
+    *,
+    policy: Policy,
+    steps: int | Tensor,
+    seeds: int | Tensor = 0,
+    samples: int | Tensor | None = None,
+    mask: int,
+    trajectory: bool = False,
+) -> Result:
+    """`denoise` to its end. Raises ValueError as it does."""
+    began, counted, states, number = time.perf_counter(), Counted(denoiser), [], -1
+    walk = denoise(counted, canvas, policy=policy, steps=steps, seeds=seeds, samples=samples, mask=mask)
+    holes = int((canvas.fillable & canvas.masked).sum())
+    computed = getattr(denoiser, "positions", None)
+    for state in walk:
+        number += 1
+        last = state
+        if trajectory:
+            states.append(state)
+    syncs = 0 if canvas.device.type == "cpu" else 2 + number // _POLL
+    positions = counted.positions if computed is None else denoiser.positions - computed
+    left = int((last.canvas.masked & last.initial).sum())  # the end of the work on the device too
+    return Result(
+        canvas=last.canvas,
+        forwards=counted.calls,
+        positions=positions,
+        tokens=holes - left,
+        syncs=syncs,
+        seconds=time.perf_counter() - began,
+        trajectory=tuple(states),
+    )
 
 
 def _apply(state: State, proposal: Proposal, move: Move, mask: int) -> Canvas:

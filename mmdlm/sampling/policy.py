@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from mmdlm.diffusion.schedule import Linear, Schedule
 from mmdlm.sampling.draw import CHOICE, REVEAL, TOKEN, draw, gumbel
 from mmdlm.sampling.modality import ByModality, by_modality, spread
 from mmdlm.sampling.order import Drawn, Order, rank
-from mmdlm.sampling.plan import Path, Plan, Windows
+from mmdlm.sampling.plan import Path, Plan, Windows, first_of
 from mmdlm.sampling.quota import Quota, Rule, Scheduled, Stable
 from mmdlm.sampling.remask import Remask
 from mmdlm.sampling.revise import Planned, Revision
@@ -276,6 +276,54 @@ class Ancestral(Policy):
     def _clean(self, state: State, time: Tensor) -> Tensor:
         """(B, L) float64: the fraction that is clean at each position's own noise time."""
         return by_modality(self.schedule, state.canvas, lambda schedule: schedule.alpha(time))
+
+
+@dataclass(frozen=True)
+class Ended(Policy):
+    """Another policy, and nothing behind the end of a text.
+
+    Once `end` stands with no hole before it in its span, the rest of the span becomes `end` at once, unasked.
+    A row whose text ends early is done early.
+    """
+
+    policy: Policy
+    end: int
+
+    @property
+    def revises(self) -> bool:
+        return self.policy.revises
+
+    def ask(self, state: State) -> Rows:
+        return self.policy.ask(state).where(~self._behind(state))
+
+    def propose(self, state: State, parts: list[Part]) -> Proposal:
+        proposal, behind = self.policy.propose(state, parts), self._behind(state)
+        return replace(
+            proposal,
+            tokens=torch.where(behind, self.end, proposal.tokens),
+            logp=torch.where(behind, 0.0, proposal.logp),
+            peak=torch.where(behind, 0.0, proposal.peak),
+            valid=proposal.valid | behind,
+        )
+
+    def move(self, step: Step) -> Move:
+        move, behind = self.policy.move(step), self._behind(step.state)
+        return replace(move, write=move.write | behind, noise=move.noise & ~behind)
+
+    def _behind(self, state: State) -> Tensor:
+        """(B, L) bool: the open holes of texts that have ended before them."""
+        canvas = state.canvas
+        text = (canvas.modality == TEXT) & (state.runs >= 0)
+        first = first_of(torch.where(text, state.runs, -1)).clamp(min=0)
+        left = _ahead(canvas.masked & text)
+        ends = text & ~canvas.masked & (canvas.tokens == self.end) & (left == left.gather(1, first))
+        number = _ahead(ends)
+        return state.open & text & (number > number.gather(1, first))
+
+
+def _ahead(where: Tensor) -> Tensor:
+    """(B, L) long: how many positions of a row before this one are True."""
+    return where.long().cumsum(dim=1) - where.long()
 
 
 def _needs(parts: Iterable[Any]) -> frozenset[str]:
