@@ -188,7 +188,7 @@ class Guided:
 
 class _GuidedPredict:
     def __init__(
-        self, mask: int, main: Predict, branches: list[tuple[Term, Predict | None]], holes: Tensor
+        self, mask: int, main: Predict, branches: Sequence[tuple[Term, Predict | None]], holes: Tensor
     ) -> None:
         self._mask, self._main, self._branches, self._holes = mask, main, branches, holes
         self._calls = 0

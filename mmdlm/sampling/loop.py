@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmdlm.canvas import Canvas, Denoiser, Part
+from mmdlm.sampling.caching import Cached
 from mmdlm.sampling.guidance import Counted
 from mmdlm.sampling.policy import Policy
 from mmdlm.sampling.state import Move, Proposal, State, Step
@@ -86,26 +87,25 @@ def sample(
     trajectory: bool = False,
 ) -> Result:
     """`denoise` to its end. Raises ValueError as it does."""
-    began, counted, states, number = time.perf_counter(), Counted(denoiser), [], -1
+    began, counted = time.perf_counter(), Counted(denoiser)
+    cached = denoiser if isinstance(denoiser, Cached) else None
+    before = 0 if cached is None else cached.positions
     walk = denoise(counted, canvas, policy=policy, steps=steps, seeds=seeds, samples=samples, mask=mask)
-    holes = int((canvas.fillable & canvas.masked).sum())
-    computed = getattr(denoiser, "positions", None)
-    for state in walk:
+    last, number = next(walk), 0
+    holes, states = int((last.canvas.masked & last.initial).sum()), [last]
+    for last in walk:
         number += 1
-        last = state
         if trajectory:
-            states.append(state)
-    syncs = 0 if canvas.device.type == "cpu" else 2 + number // _POLL
-    positions = counted.positions if computed is None else denoiser.positions - computed
-    left = int((last.canvas.masked & last.initial).sum())  # the end of the work on the device too
+            states.append(last)
+    left = int((last.canvas.masked & last.initial).sum())  # the end of the work on a device, too
     return Result(
         canvas=last.canvas,
         forwards=counted.calls,
-        positions=positions,
+        positions=counted.positions if cached is None else cached.positions - before,
         tokens=holes - left,
-        syncs=syncs,
+        syncs=0 if canvas.device.type == "cpu" else 2 + number // _POLL,
         seconds=time.perf_counter() - began,
-        trajectory=tuple(states),
+        trajectory=tuple(states) if trajectory else (),
     )
 
 

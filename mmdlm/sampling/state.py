@@ -132,13 +132,8 @@ class State:
             columns[column.name] = torch.cat([getattr(first, column.name), getattr(second, column.name)])
         initial = [_widen(state.initial, length) for state in (first, second)]
         memory = {
-            name: torch.cat(
-                [
-                    _recall(state, name, length, of=first.memory.get(name, second.memory.get(name)))
-                    for state in (first, second)
-                ]
-            )
-            for name in {**first.memory, **second.memory}
+            name: torch.cat([_recall(state, name, length, of=column) for state in (first, second)])
+            for name, column in {**first.memory, **second.memory}.items()
         }
         return State(canvas=canvas, initial=torch.cat(initial), memory=memory, **columns)
 
