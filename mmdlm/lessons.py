@@ -52,14 +52,14 @@ class Lesson:
 
 LESSONS = {
     "words": Lesson(share=0.34),
-    "relations": Lesson(share=0.04, mixture=(0, 1, 0, 0), rows=(2, 30, 0, 0), asked=1.0),
+    "relations": Lesson(share=0.15, mixture=(0, 1, 0, 0), rows=(2, 30, 0, 0), asked=1.0),
     "captions": Lesson(share=0.1, mixture=(1, 3, 4, 2), rows=(4, 14, 8, 6), asked=0.4, begun=0.3, image=2.0),
     "directions": Lesson(
         share=0.09, mixture=(0, 1, 0, 0), rows=(1, 1, 28, 2), laws=PLACING, around=1.0, told=True
     ),
     "subjects": Lesson(share=0.09, mixture=(0.2, 3, 1, 0.3), rows=(1, 4, 18, 9), laws=PLACING, around=0.6),
     "sentences": Lesson(share=0.04, mixture=(1, 3, 4, 3), rows=(0, 0, 0, 1), laws=SPOKEN, begun=0.7),
-    "all": Lesson(share=0.3, mixture=(1, 3, 4, 3), rows=(2, 4, 3, 7), asked=0.15, begun=0.5, image=3.0),
+    "all": Lesson(share=0.19, mixture=(1, 3, 4, 3), rows=(2, 4, 3, 7), asked=0.15, begun=0.5, image=3.0),
 }
 
 
