@@ -41,7 +41,7 @@ def test_scenes_makes_its_model_from_nothing(program, tmp_path, little):
     assert f"{pipe.transformer.num_parameters():,} parameters" in card
     assert "8 held-out scenes of each kind" in card  # what `little` leaves of any exam
     assert [entry["updates"] for entry in pipe.training["history"]] == [2, 2, 1, 1, 1, 1, 1]
-    assert pipe.training["mixture"] == [1.0, 0.0, 0.0, 1.5]
+    assert pipe.training["mixture"] == [1.0, 0.0, 0.0, 3.0]
     assert json.loads((tmp_path / "scores.json").read_text())["exam"]["model"] == pipe.fingerprint
     assert pipe.layout.grid == (8, 8)
     assert isinstance(pipe.image_tokenizer, Autoencoder)
