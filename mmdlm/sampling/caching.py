@@ -92,7 +92,10 @@ class Committed:
 
 
 class Selector(Protocol):
-    """Which positions an approximate cache computes again between two refreshes."""
+    """Which positions an approximate cache computes again between two refreshes.
+
+    `hear(parts, canvas, memory)`, where a selector has it, is told what the model answered.
+    """
 
     def select(self, canvas: Canvas, rows: Rows, memory: Remembered) -> Tensor:
         """(B, L) bool."""
@@ -122,6 +125,11 @@ class Approximate:
 
     def check(self, canvas: Canvas) -> None:
         pass
+
+    @property
+    def hear(self) -> Callable[[list[Part], Canvas, Remembered], None] | None:
+        """The selector's, where it has one."""
+        return getattr(self.selector, "hear", None)
 
     def stale(self, canvas: Canvas, rows: Rows, memory: Remembered, call: int) -> Tensor:
         inside, turn = canvas.segment >= 0, self.selector.turn(canvas, rows)
@@ -201,6 +209,13 @@ class Faintest:
     def turn(self, canvas: Canvas, rows: Rows) -> None:
         return None
 
+    def hear(self, parts: list[Part], canvas: Canvas, memory: Remembered) -> None:
+        """Writes down the largest logit of each position that was asked."""
+        peak = memory.notes.get("peak", torch.zeros(canvas.shape, device=canvas.device))
+        for part in parts:
+            peak = part.rows.scatter(part.logits.amax(dim=1).float(), peak)
+        memory.notes["peak"] = peak
+
 
 def _blocks(canvas: Canvas, length: int) -> Tensor:
     """(B, L) long: the first position of each position's block, -1 outside of spans."""
@@ -263,13 +278,11 @@ class _CachedPredict:
         index = padded(stale)
         self._cached.positions += 0 if index is None else index.numel()
         self._calls += 1
-        if not isinstance(getattr(self._cached.cache, "selector", None), Faintest):
+        hear = getattr(self._cached.cache, "hear", None)
+        if hear is None:
             return self._cached.model.recall(canvas, rows, self._memory, index, reduce=reduce)
         parts = self._cached.model.recall(canvas, rows, self._memory, index)
-        peak = self._memory.notes.get("peak", torch.zeros(canvas.shape, device=canvas.device))
-        for part in parts:
-            peak = part.rows.scatter(part.logits.amax(dim=1).float(), peak)
-        self._memory.notes["peak"] = peak
+        hear(parts, canvas, self._memory)
         return parts if reduce is None else [reduce(part) for part in parts]
 
 

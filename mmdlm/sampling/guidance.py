@@ -249,13 +249,7 @@ class _GuidedPredict:
         for part in parts:
             number = part.rows.index // (batch * length)
             for which, view in enumerate(views):
-                mine = torch.nonzero(number == which).squeeze(1)
-                if mine.shape[0] == 0:
-                    continue
-                local = part.rows.index[mine] % (batch * length)
-                at = local // length * view.canvas.shape[1] + local % length
-                own = Part(Rows(at, part.rows.valid[mine]), part.ids, part.logits[mine])
-                answers[which] += _back([own], view, canvas)
+                answers[which] += _back(_of_view(part, number == which, length, view, batch), view, canvas)
         main, *free = answers
         return main, free
 
@@ -276,6 +270,16 @@ def _moved(rows: Rows, shown: Shown, canvas: Canvas) -> Rows:
         return rows
     sample, column = rows.index // canvas.shape[1], rows.index % canvas.shape[1]
     return Rows(sample * shown.canvas.shape[1] + shown.place[column], rows.valid)
+
+
+def _of_view(part: Part, mine: Tensor, length: int, view: Shown, batch: int) -> list[Part]:
+    """What is `mine` (M,) bool of a part on views under one another, `batch` rows of `length` each."""
+    local = part.rows.index % (batch * length)
+    at = (local // length * view.canvas.shape[1] + local % length).clamp(max=view.canvas.masked.numel() - 1)
+    if mine.device.type != "cpu":  # a choice by data would be a host sync: the others stay, not valid
+        return [Part(Rows(at, part.rows.valid & mine), part.ids, part.logits)]
+    own = Part(Rows(at[mine], part.rows.valid[mine]), part.ids, part.logits[mine])
+    return [own] if own.rows.index.shape[0] else []
 
 
 def _back(parts: list[Part], shown: Shown, canvas: Canvas) -> list[Part]:

@@ -156,6 +156,11 @@ def count(where: Tensor, runs: Tensor) -> Tensor:
     return sums.scatter_add(1, key, where.long()).gather(1, key)
 
 
+def ahead(where: Tensor) -> Tensor:
+    """(B, L) long: how many positions of a row before this one are True in `where` (B, L) bool."""
+    return where.long().cumsum(dim=1) - where.long()
+
+
 def rank(score: Tensor, where: Tensor, runs: Tensor) -> Tensor:
     """(B, L) long: the place, from 0, of each position of `where` within its run, by descending score.
 

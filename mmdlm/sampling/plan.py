@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmdlm.sampling.modality import ByModality, spread
-from mmdlm.sampling.order import count
+from mmdlm.sampling.order import ahead, count
 from mmdlm.sampling.state import State
 
 _SPENT = "spent"  # in a state's memory: steps that the run of a position has been worked on
@@ -151,7 +151,7 @@ def _in_blocks(state: State, whole: Windows, blocks: Blocks) -> Windows:
         return _before(inside & (filled < share), runs) > _before(inside & (filled < share), span)
 
     # one position of each block that has holes stands for it
-    begins = state.initial & (_before(state.initial, runs, here=True) == _before(state.initial, runs))
+    begins = state.initial & (ahead(state.initial) == _before(state.initial, runs))
     steps = whole.steps / count(begins, span).clamp(min=1)
     spent = state.memory.get(_SPENT, torch.zeros_like(runs)).double()
     late = whole.after >= 1.0
@@ -167,10 +167,9 @@ def _in_blocks(state: State, whole: Windows, blocks: Blocks) -> Windows:
     )
 
 
-def _before(where: Tensor, runs: Tensor, *, here: bool = False) -> Tensor:
-    """(B, L) long: how many positions of `where` lie before the run of each position (`here`: before it)."""
-    ahead = where.long().cumsum(dim=1) - where.long()
-    return ahead if here else ahead.gather(1, runs.clamp(min=0))
+def _before(where: Tensor, runs: Tensor) -> Tensor:
+    """(B, L) long: how many positions of `where` lie before the run of each position."""
+    return ahead(where).gather(1, runs.clamp(min=0))
 
 
 def _by_row(values: ByModality[Tensor], state: State) -> Tensor:

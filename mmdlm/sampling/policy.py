@@ -14,11 +14,11 @@ from mmdlm.canvas import IMAGE, TEXT, Part, Rows
 from mmdlm.diffusion.schedule import Linear, Schedule
 from mmdlm.sampling.draw import CHOICE, REVEAL, TOKEN, draw, gumbel
 from mmdlm.sampling.modality import ByModality, by_modality, spread
-from mmdlm.sampling.order import Drawn, Order, rank
+from mmdlm.sampling.order import Drawn, Order, ahead, rank
 from mmdlm.sampling.plan import Path, Plan, Windows, first_of
-from mmdlm.sampling.quota import Quota, Rule, Scheduled, Stable
+from mmdlm.sampling.quota import Quota, Rule, Scheduled
 from mmdlm.sampling.remask import Remask
-from mmdlm.sampling.revise import Planned, Revision
+from mmdlm.sampling.revise import Revision
 from mmdlm.sampling.scale import Ramp, Scale, scaled
 from mmdlm.sampling.state import Move, Proposal, State, Step
 
@@ -134,11 +134,9 @@ class Unmask(Policy):
         ):
             if rule is None:
                 mine = state.canvas.modality == modality
-                due = (
-                    windows.led
-                    if score is None
-                    else windows.led & (rank(score, windows.active, windows.runs) < number)
-                )
+                due = windows.led
+                if score is not None:
+                    due = due & (rank(score, windows.active, windows.runs) < number)
                 wanted = wanted & (~mine | due)
         if self.revision is not None:
             wanted = wanted | self.revision.looks(state, windows)
@@ -146,7 +144,7 @@ class Unmask(Policy):
 
     @property
     def revises(self) -> bool:
-        return isinstance(self.revision, Planned)
+        return self.revision is not None and self.revision.noises
 
     def propose(self, state: State, parts: list[Part]) -> Proposal:
         return propose(
@@ -166,7 +164,7 @@ class Unmask(Policy):
             )
         memory = {**self.plan.remember(step.state, windows), **step.proposal.memory}
         for rule in ByModality.of(self.rule).both:
-            if isinstance(rule, Stable):
+            if hasattr(rule, "remember"):
                 memory |= rule.remember(step)
         write, noise = candidates & write, torch.zeros_like(write)
         if self.revision is not None:
@@ -315,15 +313,10 @@ class Ended(Policy):
         canvas = state.canvas
         text = (canvas.modality == TEXT) & (state.runs >= 0)
         first = first_of(torch.where(text, state.runs, -1)).clamp(min=0)
-        left = _ahead(canvas.masked & text)
+        left = ahead(canvas.masked & text)
         ends = text & ~canvas.masked & (canvas.tokens == self.end) & (left == left.gather(1, first))
-        number = _ahead(ends)
+        number = ahead(ends)
         return state.open & text & (number > number.gather(1, first))
-
-
-def _ahead(where: Tensor) -> Tensor:
-    """(B, L) long: how many positions of a row before this one are True."""
-    return where.long().cumsum(dim=1) - where.long()
 
 
 def _needs(parts: Iterable[Any]) -> frozenset[str]:

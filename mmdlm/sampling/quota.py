@@ -89,7 +89,8 @@ class Proportional:
 class Rule(Protocol):
     """Which holes are filled beside the quota, for what the model says of them.
 
-    `needs`, where a rule has it, names the columns of `Proposal` that it reads beside the usual ones.
+    `needs`, where a rule has it, names the columns of `Proposal` that it reads beside the usual ones;
+    `remember(step)`, where it has that, what it wants to find in the memory of the next state.
     """
 
     def sure(self, step: Step, score: Tensor, windows: Windows) -> Tensor:
@@ -175,7 +176,7 @@ class Bounded:
 
 @dataclass(frozen=True)
 class Stable:
-    """Whose most probable token has `probability`, and whose law moved less than `kl` nats `steps` times.
+    """Whose most probable token has `probability`, and whose law moved at most `kl` nats `steps` times.
 
     KLASS (arXiv:2511.05664): the divergence is KL(now || the step before), and the steps are the last ones in
     a row.
@@ -197,4 +198,4 @@ class Stable:
     def remember(self, step: Step) -> dict[str, Tensor]:
         """For how many steps in a row the law of a position has hardly moved."""
         before = step.state.memory.get(_STEADY, torch.zeros_like(step.state.canvas.tokens))
-        return {_STEADY: torch.where(step.proposal.column("kl") < self.kl, before + 1, 0)}
+        return {_STEADY: torch.where(step.proposal.column("kl") <= self.kl, before + 1, 0)}

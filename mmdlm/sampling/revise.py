@@ -19,6 +19,8 @@ class Revision(Protocol):
     `needs`, where a revision has it, names the columns of `Proposal` that it reads beside the usual ones.
     """
 
+    noises: bool  # whether it makes holes again: a row then takes all its steps
+
     def looks(self, state: State, windows: Windows) -> Tensor:
         """(B, L) bool: the written positions that the model is asked about."""
         ...
@@ -45,6 +47,7 @@ class Planned:
 
     eta: float = 1.0
     needs = frozenset({"current"})
+    noises = True
 
     def __post_init__(self) -> None:
         if not self.eta >= 0.0:
@@ -73,6 +76,7 @@ class Edited:
     """
 
     probability: float = 0.9
+    noises = False
 
     def __post_init__(self) -> None:
         if not self.probability > 0.0:

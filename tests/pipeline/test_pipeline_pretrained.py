@@ -19,7 +19,7 @@ from mmdlm.diffusion import Linear, Polynomial
 from mmdlm.io import seal
 from mmdlm.output import Output, Record, read_record, save_png
 from mmdlm.pretrained import Settings
-from mmdlm.sampling import Ancestral, ByModality, LeftToRight, Peak, Scheduled, Unmask
+from mmdlm.sampling import Ancestral, ByModality, Doubtful, LeftToRight, Peak, Scheduled, Unmask, presets
 from mmdlm.sampling import Path as Walk
 
 
@@ -109,6 +109,19 @@ POLICIES = (
     ),
     Unmask(plan=Walk(text=(0.0, 0.5), image=(0.5, 1.0)), top_k=ByModality(None, 7), top_p=0.9),
     Ancestral(temperature=ByModality(0.5, 1.0)),
+    presets.llada(block=4),
+    presets.fast_dllm(block=4, threshold=None, factor=1.0),
+    presets.dream("topk_margin", choice_temperature=0.2),
+    presets.klass(block=4),
+    presets.entropy_bounded(),
+    presets.llada2(edit=0.9, end=3),
+    presets.remdm(),
+    presets.remdm(Doubtful()),
+    presets.p2(),
+    presets.halton((3, 4)),
+    presets.lumina(),
+    presets.mmada_parallel(image_steps=3),
+    presets.unidisc(),
 )
 
 

@@ -7,17 +7,13 @@ is the one draw, with the chances that ours computes.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path as Folder
 
 import pytest
 import torch
-from torch import Tensor
-
-sys.path.insert(0, str(Folder(__file__).parent))
 from replay import Case, Stub, Tape, cases, shown, text_canvas, without_repeats
+from torch import Tensor
 
 from mmdlm.canvas import Part, Rows
 from mmdlm.diffusion import Linear, LogLinear

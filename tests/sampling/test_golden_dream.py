@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path as Folder
 
 import pytest
 import torch
-from torch import Tensor
-
-sys.path.insert(0, str(Folder(__file__).parent))
 from replay import Case, Stub, Tape, cases, proposal_of, shown, text_canvas, walk, without_repeats
+from torch import Tensor
 
 from mmdlm.canvas import Part, Rows
 from mmdlm.sampling import (

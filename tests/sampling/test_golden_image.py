@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
-from pathlib import Path as Folder
 
 import pytest
 import torch
-from torch import Tensor
-
-sys.path.insert(0, str(Folder(__file__).parent))
 from replay import (
     Case,
     Stub,
@@ -24,6 +19,7 @@ from replay import (
     walk,
     without_repeats,
 )
+from torch import Tensor
 
 from mmdlm.canvas import Part, Rows
 from mmdlm.sampling import (

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
-from pathlib import Path as Folder
 
 import pytest
 import torch
-from torch import Tensor
-
-sys.path.insert(0, str(Folder(__file__).parent))
 from replay import Case, Stub, Tape, canvas_with_image, cases, proposal_of, shown, walk, without_repeats
 from test_golden_ancestral import OneDraw, grid
+from torch import Tensor
 
 from mmdlm.canvas import IMAGE, TEXT, Canvas, Part, Rows
 from mmdlm.diffusion import Linear, LogLinear

@@ -7,16 +7,13 @@ over, become a hole again, and a row takes all its steps.
 from __future__ import annotations
 
 import math
-import sys
+from abc import abstractmethod
 from dataclasses import dataclass
-from pathlib import Path as Folder
 
 import pytest
 import torch
-from torch import Tensor
-
-sys.path.insert(0, str(Folder(__file__).parent))
 from replay import Case, Stub, Tape, cases, text_canvas, without_repeats
+from torch import Tensor
 
 from mmdlm.canvas import Canvas, Part, Rows
 from mmdlm.sampling import Move, Policy, Proposal, State, Step, denoise
@@ -50,8 +47,9 @@ class Posterior(Policy):
         hidden = step.proposal.tokens == MASK
         return Move(~hidden, hidden)
 
+    @abstractmethod
     def draw(self, logits: Tensor, z: Tensor, step: int) -> Tensor:
-        raise NotImplementedError
+        """(B, L): what stands at each position after the step, the mask among it."""
 
 
 def ids(canvas: Canvas) -> Tensor:
