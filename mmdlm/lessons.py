@@ -61,7 +61,7 @@ LESSONS = {
     ),
     "subjects": Lesson(share=0.09, mixture=(0.2, 3, 1, 0.3), rows=(1, 4, 18, 9), laws=PLACING, around=0.6),
     "sentences": Lesson(share=0.04, mixture=(1, 3, 4, 3), rows=(0, 0, 0, 1), laws=SPOKEN, begun=0.7),
-    "all": Lesson(share=0.19, mixture=(1, 3, 4, 3), rows=(2, 4, 3, 7), asked=0.15, begun=0.5, image=3.0),
+    "all": Lesson(share=0.19, mixture=(1, 2.5, 9, 3), rows=(2, 4, 3, 7), asked=0.15, begun=0.5, image=3.0),
 }
 
 

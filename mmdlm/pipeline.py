@@ -19,7 +19,7 @@ from mmdlm.likelihood import score_pairs
 from mmdlm.model import Predictor, Transformer, TransformerConfig
 from mmdlm.output import Moment, Output, Record, Score
 from mmdlm.pretrained import Parts, Settings, fingerprint, load_parts, save_parts
-from mmdlm.sampling import Counted, Guided, Policy, State, denoise, partners
+from mmdlm.sampling import Counted, Guided, Policy, State, Unmask, denoise, partners
 from tokenizers_mm import ImageTokenizer, TextTokenizer
 
 __all__ = ["Guidance", "Pipeline"]
@@ -380,13 +380,16 @@ class Pipeline:
     def _denoise(
         self, counted: Counted, canvas: Canvas, chosen: Settings, seed: int, samples: Tensor
     ) -> Iterator[State]:
+        policy, length = chosen.policy, canvas.shape[1]
+        if isinstance(policy, Unmask) and policy.revision is None and chosen.steps > length:
+            raise ValueError(f"steps={chosen.steps} for rows of {length} positions: a step fills one at least")
         mask = self.layout.vocab.mask
         scales = {name: chosen.guidance.get(name, 0.0) for name in MODALITIES}
         guided = Guided(counted, partners(**scales), mask=mask)
         return denoise(
             guided,
             canvas.to(self.device),
-            policy=chosen.policy,
+            policy=policy,
             steps=chosen.steps,
             seeds=seed,
             samples=samples,

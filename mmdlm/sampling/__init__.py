@@ -45,8 +45,9 @@ from mmdlm.sampling.quota import (
     Threshold,
 )
 from mmdlm.sampling.remask import Capped, Doubtful, ForwardBackward, Loop, Remask, Rescaled
-from mmdlm.sampling.revise import Edited, Planned, Revision
+from mmdlm.sampling.revise import Edited, Planned, Revision, Uniform, Verified
 from mmdlm.sampling.scale import Constant, During, Ramp, Scale
+from mmdlm.sampling.shadow import Shadowed
 from mmdlm.sampling.state import Move, Proposal, State, Step
 
 __all__ = [
@@ -102,6 +103,7 @@ __all__ = [
     "Scale",
     "Scheduled",
     "Selector",
+    "Shadowed",
     "Shown",
     "Spliced",
     "Stable",
@@ -111,7 +113,9 @@ __all__ = [
     "Term",
     "Threshold",
     "Unchanged",
+    "Uniform",
     "Unmask",
+    "Verified",
     "Window",
     "Windows",
     "Without",

@@ -13,7 +13,7 @@ from torch import Tensor
 T = TypeVar("T")
 
 # What a uniform is drawn for; each kind is a stream of its own.
-TOKEN, CHOICE, REVEAL, ORDER = 0, 1, 2, 3
+TOKEN, CHOICE, REVEAL, ORDER, NOISE = range(5)
 
 # Constants of the 64-bit finaliser "Mix13" behind SplitMix64 (Steele, Lea and Flood 2014,
 # doi:10.1145/2660193.2660195; Stafford 2011), as signed numbers.

@@ -32,9 +32,9 @@ def denoise(
 
     `steps`, `seeds` and `samples` are one number for all rows or one a row; `samples` is 0, 1, ... where not
     given. To cancel, stop iterating: nothing runs between two states. Raises ValueError as `State.start`
-    does.
+    and the policy's `begin` do.
     """
-    state = State.start(canvas, steps=steps, seeds=seeds, samples=samples)
+    state = policy.begin(State.start(canvas, steps=steps, seeds=seeds, samples=samples))
     return resume(denoiser, state, policy=policy, mask=mask)
 
 
@@ -50,7 +50,7 @@ def resume(denoiser: Denoiser, state: State, *, policy: Policy, mask: int) -> It
             proposal = policy.propose(state, _forbid(parts, mask))
             move = policy.move(Step(state, proposal))
             canvas = _apply(state, proposal, move, mask)
-            state = state.advance(canvas, move.memory, revises=policy.revises)
+            state = state.advance(canvas, move.memory)
         yield state
         # free on the CPU, a sync on an accelerator
         if (state.done.device.type == "cpu" or number % _POLL == 0) and bool(state.done.all()):
@@ -114,7 +114,11 @@ def _apply(state: State, proposal: Proposal, move: Move, mask: int) -> Canvas:
     live = state.initial & ~state.done.unsqueeze(1)
     noise = live & move.noise
     write = live & move.write & proposal.valid & ~noise
-    tokens = torch.where(write, proposal.tokens, state.canvas.tokens).masked_fill(noise, mask)
+    tokens = torch.where(write, proposal.tokens, state.canvas.tokens)
+    if move.filler is None:
+        tokens = tokens.masked_fill(noise, mask)
+    else:
+        tokens = torch.where(noise, move.filler, tokens)
     return state.canvas.replace(tokens=tokens, masked=(state.canvas.masked & ~write) | noise)
 
 

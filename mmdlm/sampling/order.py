@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
@@ -104,6 +105,13 @@ class Halton:
     def __post_init__(self) -> None:
         if min(self.grid) < 1:
             raise ValueError(f"a grid has at least 1 row and 1 column, got {self.grid}")
+
+    def check(self, state: State, modality: int) -> None:
+        """Raises ValueError where spans of the modality that have holes are not of this size."""
+        mine = state.initial & (state.canvas.modality == modality)
+        sizes = count(state.runs >= 0, state.runs)[mine].unique().tolist()
+        if sizes not in ([], [math.prod(self.grid)]):
+            raise ValueError(f"a grid of {self.grid} for spans of {sizes} positions")
 
     def score(self, state: State, proposal: Proposal | None) -> Tensor | None:
         height, width = self.grid

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmdlm.sampling.modality import ByModality, spread
 from mmdlm.sampling.order import ahead, count
-from mmdlm.sampling.state import State
+from mmdlm.sampling.state import UNSETTLED, State
 
 _SPENT = "spent"  # in a state's memory: steps that the run of a position has been worked on
 
@@ -43,10 +43,10 @@ class Plan(Protocol):
 class Blocks:
     """A span is filled in blocks of `length` positions, from the left (LLaDA, arXiv:2502.09992).
 
-    The next block is begun when all earlier ones are full, or, with `ahead`, when this share of the holes of
-    each is filled; until `lead` of them are, the quota is not due there and only a rule fills it (several
-    blocks in flight: D2F, arXiv:2508.09192). A block that is done early hands its time on to nobody: the row
-    is done sooner.
+    The next block is begun when all earlier ones are full and settled, or, with `ahead`, when this share of
+    the holes of each is filled; until `lead` of them are, the quota is not due there and only a rule fills it
+    (several blocks in flight: D2F, arXiv:2508.09192). A block that is done early hands its time on to nobody:
+    the row is done sooner.
     """
 
     length: int
@@ -143,7 +143,8 @@ def _in_blocks(state: State, whole: Windows, blocks: Blocks) -> Windows:
     """The windows of spans, given the windows of these spans as wholes."""
     span, inside = whole.runs, whole.runs >= 0
     runs = blocks_of(span, blocks.length)
-    planned, left = count(state.initial, runs), count(state.open, runs)
+    unsettled = state.memory.get(UNSETTLED, torch.zeros_like(inside))
+    planned, left = count(state.initial, runs), count(state.open | (state.initial & unsettled), runs)
     filled = torch.where(planned > 0, 1.0 - left.double() / planned.clamp(min=1), 1.0)
 
     def waits(share: float) -> Tensor:

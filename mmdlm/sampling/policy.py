@@ -14,19 +14,23 @@ from mmdlm.canvas import IMAGE, TEXT, Part, Rows
 from mmdlm.diffusion.schedule import Linear, Schedule
 from mmdlm.sampling.draw import CHOICE, REVEAL, TOKEN, draw, gumbel
 from mmdlm.sampling.modality import ByModality, by_modality, spread
-from mmdlm.sampling.order import Drawn, Order, ahead, rank
+from mmdlm.sampling.order import Drawn, Halton, Order, ahead, rank
 from mmdlm.sampling.plan import Path, Plan, Windows, first_of
 from mmdlm.sampling.quota import Quota, Rule, Scheduled
 from mmdlm.sampling.remask import Remask
 from mmdlm.sampling.revise import Revision
 from mmdlm.sampling.scale import Ramp, Scale, scaled
-from mmdlm.sampling.state import Move, Proposal, State, Step
+from mmdlm.sampling.state import UNSETTLED, Move, Proposal, State, Step
 
 _ALL = 1 << 62  # a top_k that cuts nothing
 
 
 class Policy(ABC):
     """One way to fill a canvas. Its methods are pure, and each works on all rows of the batch at once."""
+
+    def begin(self, state: State) -> State:
+        """The state before the first step. Raises ValueError where this policy cannot work on it."""
+        return state
 
     def ask(self, state: State) -> Rows:
         """Where proposals are wanted; by default at every hole that is still open."""
@@ -35,11 +39,6 @@ class Policy(ABC):
     def propose(self, state: State, parts: list[Part]) -> Proposal:
         """Tokens for the rows that were asked; by default drawn from the model's own law."""
         return propose(state, parts)
-
-    @property
-    def revises(self) -> bool:
-        """Whether a row that is full may change again: it then takes all its steps."""
-        return False
 
     @abstractmethod
     def move(self, step: Step) -> Move:
@@ -124,9 +123,18 @@ class Unmask(Policy):
         _check_draw(self.temperature, self.top_k, self.top_p)
         _check_not_negative("choice_temperature", self.choice_temperature)
 
+    def begin(self, state: State) -> State:
+        """Raises ValueError for an order that does not fit the canvas."""
+        if self.revision is not None:
+            state = self.revision.begin(state)
+        for modality, order in zip((TEXT, IMAGE), ByModality.of(self.order).both, strict=True):
+            if isinstance(order, Halton):
+                order.check(state, modality)
+        return state
+
     def ask(self, state: State) -> Rows:
         """The holes that this step writes, as far as they are known; else all that are active."""
-        windows = self.plan.windows(state)
+        windows = self.windows(state)
         number, scores = self._number(state, windows), self._scores(state, None, windows)
         wanted = windows.active
         for modality, rule, score in zip(
@@ -142,17 +150,13 @@ class Unmask(Policy):
             wanted = wanted | self.revision.looks(state, windows)
         return Rows.of(wanted)
 
-    @property
-    def revises(self) -> bool:
-        return self.revision is not None and self.revision.noises
-
     def propose(self, state: State, parts: list[Part]) -> Proposal:
         return propose(
             state, parts, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, needs=self.needs
         )
 
     def move(self, step: Step) -> Move:
-        windows = self.plan.windows(step.state)
+        windows = self.windows(step.state)
         candidates = windows.active & step.proposal.valid
         score, number = self.score(step, windows), self._number(step.state, windows)
         write = windows.led & (rank(score, candidates, windows.runs) < number)
@@ -167,9 +171,16 @@ class Unmask(Policy):
             if hasattr(rule, "remember"):
                 memory |= rule.remember(step)
         write, noise = candidates & write, torch.zeros_like(write)
-        if self.revision is not None:
-            write, noise = self.revision.revise(step, score, windows, write, number)
-        return Move(write, noise, memory)
+        if self.revision is None:
+            return Move(write, noise, memory)
+        write, noise = self.revision.revise(step, score, windows, write, number)
+        memory |= self.revision.remember(step, windows, write)
+        return Move(write, noise, memory, self.revision.filler(step.state))
+
+    def windows(self, state: State) -> Windows:
+        """What a step may write to: the plan's holes, and what the revision adds to them."""
+        windows = self.plan.windows(state)
+        return windows if self.revision is None else self.revision.widen(state, windows)
 
     def score(self, step: Step, windows: Windows) -> Tensor:
         """(B, L) float: higher is filled earlier."""
@@ -231,10 +242,6 @@ class Ancestral(Policy):
         if not 0.0 <= self.eps < 1.0:
             raise ValueError(f"the walk ends at a time in [0, 1), got eps {self.eps}")
 
-    @property
-    def revises(self) -> bool:
-        return self.remask is not None
-
     def ask(self, state: State) -> Rows:
         """The holes that this step reveals."""
         reveal, _ = self.chances(state)
@@ -250,7 +257,7 @@ class Ancestral(Policy):
         if self.remask is not None:
             _, again = self.chances(state)
             noise = state.written & (state.uniform(REVEAL) < again)
-            memory |= self.remask.remember(step, write)
+            memory |= {UNSETTLED: state.initial, **self.remask.remember(step, write)}
         return Move(write, noise, memory)
 
     def chances(self, state: State) -> tuple[Tensor, Tensor]:
@@ -287,9 +294,8 @@ class Ended(Policy):
     policy: Policy
     end: int
 
-    @property
-    def revises(self) -> bool:
-        return self.policy.revises
+    def begin(self, state: State) -> State:
+        return self.policy.begin(state)
 
     def ask(self, state: State) -> Rows:
         return self.policy.ask(state).where(~self._behind(state))

@@ -24,7 +24,7 @@ from mmdlm.sampling.quota import (
     Threshold,
 )
 from mmdlm.sampling.remask import Capped, Remask
-from mmdlm.sampling.revise import Edited, Planned
+from mmdlm.sampling.revise import Edited, Planned, Uniform, Verified
 from mmdlm.sampling.scale import Constant
 
 # Presets for text
@@ -106,12 +106,38 @@ def entropy_bounded(*, nats: float = 0.1, temperature: float = 1.0, block: int |
     return Unmask(Fixed(1), NegativeEntropy(), Bounded(nats), plan=plan, temperature=temperature)
 
 
+def diffusion_gemma(ids: tuple[int, int], *, nats: float = 0.1, temperature: float = 1.0) -> Unmask:
+    """DiffusionGemma's canvas: the least entropies stand, all others become random ids, all are drawn anew.
+
+    `ids` are the first one and the one behind the last. For models of uniform noise. A row is done when all
+    of it stands, where the released loop waits for a most probable canvas that no longer moves.
+    """
+    return Unmask(
+        Fixed(1), NegativeEntropy(), Bounded(nats), revision=Uniform(text=ids), temperature=temperature
+    )
+
+
+def wino(*, block: int, threshold: float = 0.6, keep: float = 0.9) -> Unmask:
+    """WINO: many drafts a step, and what the others make improbable is drafted again (arXiv:2507.18578).
+
+    Its denoiser is `Shadowed`; a draft of a step is at least one, and none is capped.
+    """
+    plan = Path(blocks=Blocks(block))
+    return Unmask(Fixed(1), Peak(), Threshold(threshold), plan, Verified(keep), temperature=0.0)
+
+
 def llada2(
-    *, block: int = 32, threshold: float = 0.95, edit: float | None = None, end: int | None = None
+    *,
+    block: int = 32,
+    threshold: float = 0.95,
+    edit: float | None = None,
+    after: int = 16,
+    end: int | None = None,
 ) -> Policy:
     """LLaDA2: an even quota or all above a threshold, block by block; with `edit` tokens are edited (2.1).
 
-    For a model that is block-causal; the mask is never drawn, where diffusers' pipeline may commit it.
+    A full block is then looked at up to `after` more times: give steps for that. For a model that is
+    block-causal; the mask is never drawn, where diffusers' pipeline may commit it.
     """
     policy = Unmask(
         Even(),
@@ -119,7 +145,7 @@ def llada2(
         Threshold(threshold),
         plan=Path(blocks=Blocks(block)),
         temperature=0.0,
-        revision=None if edit is None else Edited(edit),
+        revision=None if edit is None else Edited(edit, after),
     )
     return policy if end is None else Ended(policy, end)
 

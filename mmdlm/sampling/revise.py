@@ -1,29 +1,41 @@
-"""What becomes of tokens that are written already: planning, editing. Knows no model and no draw."""
+"""What becomes of tokens that stand already: planning, editing, checking. Knows no model and no draw."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from mmdlm.canvas import IMAGE, TEXT
+from mmdlm.sampling.draw import NOISE
 from mmdlm.sampling.order import count, rank
 from mmdlm.sampling.plan import Windows
-from mmdlm.sampling.state import State, Step
+from mmdlm.sampling.state import UNSETTLED, State, Step
+
+_AFTER = "after"  # in a state's memory: steps since the run of a position was full
 
 
-class Revision(Protocol):
-    """Looks again at what is written.
+class Revision:
+    """Looks again at what is written; by default at nothing.
 
-    `needs`, where a revision has it, names the columns of `Proposal` that it reads beside the usual ones.
+    `needs` names the columns of `Proposal` that a revision reads beside the usual ones.
     """
 
-    noises: bool  # whether it makes holes again: a row then takes all its steps
+    needs: frozenset[str] = frozenset()
+
+    def begin(self, state: State) -> State:
+        """The state before the first step."""
+        return state
+
+    def widen(self, state: State, windows: Windows) -> Windows:
+        """The windows, with what else takes part in the order and in the rule."""
+        return windows
 
     def looks(self, state: State, windows: Windows) -> Tensor:
         """(B, L) bool: the written positions that the model is asked about."""
-        ...
+        return torch.zeros_like(state.initial)
 
     def revise(
         self, step: Step, score: Tensor, windows: Windows, write: Tensor, number: Tensor
@@ -33,21 +45,28 @@ class Revision(Protocol):
         `write` says which holes would be filled without a revision, `number` (B, L) how many are due in each
         run, `score` (B, L) the order's.
         """
-        ...
+        raise NotImplementedError
+
+    def remember(self, step: Step, windows: Windows, write: Tensor) -> dict[str, Tensor]:
+        """What the revision wants to find in the memory of the next state."""
+        return {}
+
+    def filler(self, state: State) -> Tensor | None:
+        """(B, L) long: what a position holds that is noised at this step; None: the mask."""
+        return None
 
 
 @dataclass(frozen=True)
-class Planned:
+class Planned(Revision):
     """Path planning (P2, arXiv:2502.03540): all of a run is ranked anew, and what comes last is noised again.
 
     A hole counts with its score, a written token with eta times its log-probability now, if all others stand:
-    eta 0 never noises one, and large ones are doubted. As many stay written as the quota says. The score must
-    be a log-probability (`Drawn`, `Peak`).
+    eta 0 never noises one, and large ones are doubted. As many stay written as the quota says, and a row
+    takes all its steps. The score must be a log-probability (`Drawn`, `Peak`).
     """
 
     eta: float = 1.0
     needs = frozenset({"current"})
-    noises = True
 
     def __post_init__(self) -> None:
         if not self.eta >= 0.0:
@@ -67,29 +86,125 @@ class Planned:
         ends = windows.after >= 1.0
         return torch.where(ends, write, candidates & kept & ~written), written & ~kept
 
+    def remember(self, step: Step, windows: Windows, write: Tensor) -> dict[str, Tensor]:
+        return {UNSETTLED: step.state.initial}
+
 
 @dataclass(frozen=True)
-class Edited:
+class Edited(Revision):
     """A written token gives way to another one that has at least this probability (LLaDA2.1).
 
-    arXiv:2602.08676, token editing. Holes are filled as they would be without it.
+    arXiv:2602.08676, token editing. Holes are filled as they would be without it. When a run is full it is
+    looked at for up to `after` more steps, until one edits nothing; its next block waits for that.
     """
 
     probability: float = 0.9
-    noises = False
+    after: int = 0
 
     def __post_init__(self) -> None:
         if not self.probability > 0.0:
             raise ValueError(f"the probability must be above 0 (above 1: no edits), got {self.probability}")
+        if self.after < 0:
+            raise ValueError(f"a full run is looked at 0 times or more, got {self.after}")
 
     def looks(self, state: State, windows: Windows) -> Tensor:
         worked = count(windows.active, windows.runs) > 0
-        return state.written & worked
+        return state.written & (worked | self._unsettled(state))
 
     def revise(
         self, step: Step, score: Tensor, windows: Windows, write: Tensor, number: Tensor
     ) -> tuple[Tensor, Tensor]:
+        return write | self._edits(step, windows), torch.zeros_like(write)
+
+    def remember(self, step: Step, windows: Windows, write: Tensor) -> dict[str, Tensor]:
+        state, runs = step.state, windows.runs
+        if not self.after:
+            return {}
+        was_full = count(state.open, runs) == 0
+        is_full = count(state.open & ~write, runs) == 0
+        edited = count(self._edits(step, windows), runs) > 0
+        taken = state.memory.get(_AFTER, torch.zeros_like(runs)) + (was_full & self._unsettled(state))
+        goes_on = torch.where(was_full, self._unsettled(state) & edited & (taken < self.after), is_full)
+        return {UNSETTLED: state.initial & goes_on, _AFTER: taken}
+
+    def _edits(self, step: Step, windows: Windows) -> Tensor:
         other = step.proposal.tokens != step.state.canvas.tokens
         sure = step.proposal.logp.double().exp() >= self.probability
-        edit = self.looks(step.state, windows) & step.proposal.valid & other & sure
-        return write | edit, torch.zeros_like(write)
+        return self.looks(step.state, windows) & step.proposal.valid & other & sure
+
+    @staticmethod
+    def _unsettled(state: State) -> Tensor:
+        return state.memory.get(UNSETTLED, torch.zeros_like(state.initial))
+
+
+@dataclass(frozen=True)
+class Verified(Revision):
+    """What has less than this probability, given all others, becomes a hole again (WINO, arXiv:2507.18578).
+
+    Of a run always fewer than are written at the same step, the least probable first, so that it fills up.
+    What a token has "given all others" is what the model says where it is shown a hole there: ask it through
+    `Shadowed`, which does that in the same forward.
+    """
+
+    probability: float = 0.9
+    needs = frozenset({"current"})
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.probability <= 1.0:
+            raise ValueError(f"a token is kept for a probability in (0, 1], got {self.probability}")
+
+    def looks(self, state: State, windows: Windows) -> Tensor:
+        return state.written & (count(windows.active, windows.runs) > 1) & (windows.after < 1.0)
+
+    def revise(
+        self, step: Step, score: Tensor, windows: Windows, write: Tensor, number: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        current = step.proposal.column("current")
+        doubted = self.looks(step.state, windows) & step.proposal.valid
+        doubted = doubted & (current < math.log(self.probability))
+        most = count(write, windows.runs) - 1
+        return write, doubted & (rank(-current, doubted, windows.runs) < most)
+
+
+@dataclass(frozen=True)
+class Uniform(Revision):
+    """Holes hold random tokens, and all of a run is drawn anew at every step (DiffusionGemma).
+
+    What order, quota and rule take then stands until the next step; the rest becomes a random id again, from
+    `text` or `image`, the first id and the one behind the last. A row in which all is taken is done. For
+    models of uniform noise; the quota counts what stands (`Fixed`).
+    """
+
+    text: tuple[int, int] | None = None
+    image: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for ids in (self.text, self.image):
+            if ids is not None and not 0 <= ids[0] < ids[1]:
+                raise ValueError(f"ids are (first, behind the last), got {ids}")
+
+    def begin(self, state: State) -> State:
+        """Raises ValueError where holes have a modality without ids."""
+        for modality, name in ((TEXT, "text"), (IMAGE, "image")):
+            missing = getattr(self, name) is None
+            if missing and bool((state.initial & (state.canvas.modality == modality)).any()):
+                raise ValueError(f"{self} has no ids for {name}, and the canvas has holes there")
+        tokens = torch.where(state.open, self.filler(state), state.canvas.tokens)
+        return replace(state, canvas=state.canvas.replace(tokens=tokens))
+
+    def widen(self, state: State, windows: Windows) -> Windows:
+        again = state.written & (windows.after > windows.before)
+        return replace(windows, active=windows.active | again, led=windows.led | again)
+
+    def revise(
+        self, step: Step, score: Tensor, windows: Windows, write: Tensor, number: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return write, windows.active & step.proposal.valid & ~write
+
+    def filler(self, state: State) -> Tensor:
+        u, tokens = state.uniform(NOISE), torch.zeros_like(state.canvas.tokens)
+        for modality, ids in ((TEXT, self.text), (IMAGE, self.image)):
+            if ids is not None:
+                random = ids[0] + (u * (ids[1] - ids[0])).floor().long()
+                tokens = torch.where(state.canvas.modality == modality, random, tokens)
+        return tokens

@@ -11,6 +11,8 @@ from torch import Tensor
 from mmdlm.canvas import Canvas
 from mmdlm.sampling.draw import uniform
 
+UNSETTLED = "unsettled"  # in a state's memory, (B, L) bool: written, and may change all the same
+
 
 @dataclass(frozen=True)
 class State:
@@ -100,18 +102,16 @@ class State:
         left = (self.num_steps - self.step).masked_fill(self.done, 0)
         return int(left.max()) if left.numel() else 0
 
-    def advance(
-        self, canvas: Canvas, memory: Mapping[str, Tensor] | None = None, *, revises: bool = False
-    ) -> State:
+    def advance(self, canvas: Canvas, memory: Mapping[str, Tensor] | None = None) -> State:
         """One step later, with `canvas` as it stands then: rows that were done stay as they were.
 
-        A row without holes is done, or, where the policy `revises`, one that has taken all its steps.
+        A row is done that has no hole and nothing that is unsettled, or that has taken all its steps.
         """
+        memory = {} if memory is None else memory
         step = torch.where(self.done, self.step, self.step + 1)
-        filled = ~(canvas.masked & self.initial).any(dim=1)
-        done = self.done | (step >= self.num_steps)
-        done = done if revises else done | filled
-        return replace(self, canvas=canvas, step=step, done=done, memory={} if memory is None else memory)
+        left = canvas.masked | memory[UNSETTLED] if UNSETTLED in memory else canvas.masked
+        done = self.done | (step >= self.num_steps) | ~(left & self.initial).any(dim=1)
+        return replace(self, canvas=canvas, step=step, done=done, memory=memory)
 
     def select(self, rows: Tensor) -> State:
         """The rows named by `rows`, (N,) long or (B,) bool; they go on exactly as they would have."""
@@ -166,6 +166,7 @@ class Move:
     write: Tensor  # (B, L) bool   takes the proposed token
     noise: Tensor  # (B, L) bool   becomes a hole again
     memory: Mapping[str, Tensor] = field(default_factory=dict)  # (B, L, ...) each, for the next state
+    filler: Tensor | None = None  # (B, L) long   what a noised position holds; None: the mask
 
 
 @dataclass(frozen=True)

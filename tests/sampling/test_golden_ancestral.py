@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from mmdlm.sampling import (
     Step,
     denoise,
 )
+from mmdlm.sampling.state import UNSETTLED
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,7 @@ class OneDraw(Ancestral):
     size: int = 14  # ids
     nucleus: float = 1.0
     now: list[int] = field(default_factory=lambda: [0])  # the step that is being made
-
-    @property
-    def revises(self) -> bool:
-        return True
+    early: ClassVar[bool] = False  # whether a row is done that is full
 
     def ask(self, state: State) -> Rows:
         self.now[0] = int(state.step[0])
@@ -93,7 +92,7 @@ class OneDraw(Ancestral):
         noised = (
             ~masked & hidden & step.proposal.valid if self.remask is not None else torch.zeros_like(write)
         )
-        return Move(write, noised)
+        return Move(write, noised, {} if self.early else {UNSETTLED: step.state.initial})
 
 
 def noise(u: Tensor) -> Tensor:
@@ -200,9 +199,7 @@ class Block(OneDraw):
 
     block: int = 4
 
-    @property
-    def revises(self) -> bool:
-        return False
+    early = True
 
     def propose(self, state: State, parts: list[Part]) -> Proposal:
         if self.times(int(state.step.max())) is not None:

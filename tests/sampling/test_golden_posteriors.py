@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmdlm.canvas import Canvas, Part, Rows
 from mmdlm.sampling import Move, Policy, Proposal, State, Step, denoise
+from mmdlm.sampling.state import UNSETTLED
 
 MASK, SIZE = 13, 14
 TINY = 1e-4  # GIDD's times keep this far from 0 and 1
@@ -28,10 +29,6 @@ class Posterior(Policy):
 
     tape: Tape
     steps: int
-
-    @property
-    def revises(self) -> bool:
-        return True
 
     def ask(self, state: State) -> Rows:
         return Rows.of(state.initial)
@@ -45,7 +42,7 @@ class Posterior(Policy):
 
     def move(self, step: Step) -> Move:
         hidden = step.proposal.tokens == MASK
-        return Move(~hidden, hidden)
+        return Move(~hidden, hidden, {UNSETTLED: step.state.initial})
 
     @abstractmethod
     def draw(self, logits: Tensor, z: Tensor, step: int) -> Tensor:
@@ -166,7 +163,9 @@ class Scored(Posterior):
         return Proposal(tokens, zeros, zeros, torch.ones_like(state.canvas.masked))
 
     def move(self, step: Step) -> Move:
-        return Move(step.proposal.valid, ~step.proposal.valid) if self.uniform else super().move(step)
+        if not self.uniform:
+            return super().move(step)
+        return Move(step.proposal.valid, ~step.proposal.valid, {UNSETTLED: step.state.initial})
 
     def draw(self, logits: Tensor, z: Tensor, step: int) -> Tensor:
         eps = self.params["eps"]

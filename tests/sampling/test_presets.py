@@ -21,6 +21,8 @@ TEXTS = {
     "llada2": presets.llada2(block=4, edit=0.9),
     "remdm": presets.remdm(),
     "p2": presets.p2(),
+    "wino": presets.wino(block=4),
+    "diffusion_gemma": presets.diffusion_gemma((0, 6), nats=0.5),
 }
 IMAGES = {
     "maskgit": presets.maskgit(),
