@@ -382,7 +382,7 @@ class Pipeline:
     ) -> Iterator[State]:
         policy, length = chosen.policy, canvas.shape[1]
         if isinstance(policy, Unmask) and policy.revision is None and chosen.steps > length:
-            raise ValueError(f"steps={chosen.steps} for rows of {length} positions: a step fills one at least")
+            raise ValueError(f"steps={chosen.steps}: a step fills one of {length} positions at least")
         mask = self.layout.vocab.mask
         scales = {name: chosen.guidance.get(name, 0.0) for name in MODALITIES}
         guided = Guided(counted, partners(**scales), mask=mask)
