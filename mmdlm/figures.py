@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mmdlm.evaluate import Rate
 from mmdlm.report import Line, Page, plot
-from mmdlm.sweep import ORDERS, OWN, POLICIES, Curves, Measurement
+from mmdlm.sweep import HALTON, ORDERS, OWN, POLICIES, Curves, Measurement
 
 __all__ = ["Comparison", "compare", "fisher", "joint_sentences", "show_curves", "show_joint"]
 
@@ -16,8 +16,8 @@ _LEVEL = 0.05  # a difference is told below this p
 _TITLES = {"text_to_image": "Pictures from prompts", "caption": "Captions of pictures"}
 # Two panels for legibility; the first line is in both, and what the others are seen against.
 _PANELS = {
-    "schedule and threshold": (OWN, *(name for name in POLICIES if name.startswith("surest"))),
-    "order": (OWN, *(name for name in POLICIES if not name.startswith("surest"))),
+    "surest first": (OWN, *(name for name in POLICIES if name.startswith("surest"))),
+    "other orders": (OWN, *(name for name in POLICIES if not name.startswith("surest")), HALTON),
 }
 
 

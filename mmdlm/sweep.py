@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from mmdlm.data import agree, read_caption
-from mmdlm.diffusion import Cosine, Linear, Polynomial
+from mmdlm.diffusion import Linear
 from mmdlm.evaluate import KINDS, Exam, Question, Rate, read_pictures, trained_on
 from mmdlm.io import atomic_write_json
 from mmdlm.law import distances
 from mmdlm.output import Output
 from mmdlm.pipeline import Pipeline
-from mmdlm.sampling import Ancestral, LeftToRight, Policy, Random, Scheduled, Threshold, Unmask
+from mmdlm.sampling import Ancestral, LeftToRight, Policy, Random, Scheduled, Threshold, Unmask, presets
 from mmdlm.sampling import Path as Walk
 
 __all__ = [
     "FORWARDS",
+    "HALTON",
     "ORDERS",
     "OWN",
+    "PARALLEL",
     "POLICIES",
     "SCALES",
     "STEPS",
@@ -34,6 +36,7 @@ __all__ = [
     "guidance_points",
     "joint_points",
     "measure",
+    "policies",
     "read_curves",
     "steps_points",
     "sweep",
@@ -44,26 +47,26 @@ STEPS = (2, 4, 8, 16, 32, 64)
 SCALES = (0.0, 0.5, 1.0, 2.0, 3.0)  # of guidance
 FORWARDS = (8, 16, 32, 64)  # in all, of pairs
 
-_SURE = 0.99  # of a drawn token: it is written at once, whatever the schedule says
+_WHOLE = 4096  # a block that is longer than any row
 
-# Ways to choose what is written next and how it is drawn; T is the temperature.
+# Ways to choose what is written next and how it is drawn: presets, and what they are compared with.
 POLICIES: dict[str, Policy] = {
-    "surest first, cosine, T 0.3": Unmask(quota=Scheduled(Cosine()), temperature=0.3),
-    "surest first, quadratic, T 0.3": Unmask(quota=Scheduled(Polynomial(2.0)), temperature=0.3),
-    "surest first, linear, T 0.3": Unmask(quota=Scheduled(Linear()), temperature=0.3),
-    "surest first, sure at once, T 0.3": Unmask(
-        quota=Scheduled(Linear()), temperature=0.3, rule=Threshold(_SURE)
-    ),
-    "random order, linear, T 0": Unmask(quota=Scheduled(Linear()), temperature=0.0, order=Random()),
-    "random order, linear, T 0.3": Unmask(quota=Scheduled(Linear()), temperature=0.3, order=Random()),
-    "random order, sure at once, T 0.3": Unmask(
-        quota=Scheduled(Linear()), temperature=0.3, order=Random(), rule=Threshold(_SURE)
-    ),
-    "left to right, linear, T 0.3": Unmask(quota=Scheduled(Linear()), temperature=0.3, order=LeftToRight()),
-    "ancestral, linear, T 1": Ancestral(schedule=Linear(), temperature=1.0),
+    "surest first, linear": Unmask(Scheduled(Linear()), top_p=0.9),
+    "surest first, MaskGIT": presets.maskgit(),
+    "surest first, P2": presets.p2(),
+    "surest first, EB-Sampler": presets.entropy_bounded(),
+    "surest first, Fast-dLLM": presets.fast_dllm(block=_WHOLE),
+    "surest first, KLASS": presets.klass(block=_WHOLE),
+    "random order, linear": Unmask(Scheduled(Linear()), Random(), top_p=0.9),
+    "random order, sure at once": Unmask(Scheduled(Linear()), Random(), Threshold(0.97), top_p=0.9),
+    "left to right, linear": Unmask(Scheduled(Linear()), LeftToRight(), top_p=0.9),
+    "ancestral, linear": Ancestral(schedule=Linear()),
+    "ancestral, ReMDM": presets.remdm(),
 }
+HALTON = "Halton points, cosine"  # of pictures only, on the model's own grid
 OWN = "the model's own policy"
-ORDERS = ("both at once", "text first", "image first")
+PARALLEL = "image from a quarter on"  # MMaDA-Parallel's order (arXiv:2511.09611), moving at every step
+ORDERS = ("both at once", "text first", "image first", PARALLEL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,9 +177,17 @@ def steps_points(pipe: Pipeline, steps: Sequence[int] = STEPS) -> list[Point]:
     return [
         Point(figure="steps", task=task, line=line, x=float(x), steps=x, guidance=0.0, policy=policy)
         for task in ("text_to_image", "caption")
-        for line, policy in {OWN: pipe.settings[task].policy, **POLICIES}.items()
+        for line, policy in policies(pipe, task).items()
         for x in steps
     ]
+
+
+def policies(pipe: Pipeline, task: str) -> dict[str, Policy]:
+    """The model's own policy for a task and all others, by name."""
+    own, more = pipe.settings[task].policy, {}
+    if task == "text_to_image":
+        more = {HALTON: presets.halton(pipe.layout.grid)}
+    return {OWN: own, **POLICIES, **more}
 
 
 def guidance_points(pipe: Pipeline, scales: Sequence[float] = SCALES) -> list[Point]:
@@ -190,7 +201,7 @@ def joint_points(pipe: Pipeline, totals: Sequence[int] = FORWARDS) -> list[Point
     """Pairs from nothing, both at once or one after the other, at equal numbers of forwards in all.
 
     The model's own policy for pairs, without guidance and rule and with a linear schedule, which spends
-    every forward (one that fills many places early ends early), on three walks. In turn each modality gets
+    every forward (one that fills many places early ends early), on four walks. In turn each modality gets
     half of the forwards, but never more than it has places, for each forward fills one at least. Raises
     ValueError where that policy is not `Unmask` or a total cannot be spent.
     """
@@ -206,7 +217,7 @@ def joint_points(pipe: Pipeline, totals: Sequence[int] = FORWARDS) -> list[Point
             x=float(total),
             steps=total,
             guidance=0.0,
-            policy=replace(policy, plan=walk, quota=Scheduled(Linear()), rule=None),
+            policy=replace(policy, plan=walk, quota=Scheduled(Linear()), rule=None, revision=None),
         )
         for total in totals
         for line, walk in zip(ORDERS, _walks(total, *rooms), strict=True)
@@ -276,8 +287,8 @@ def read_curves(path: Path) -> Curves:
         raise ValueError(f"{path} does not hold curves of this version ({error!r})") from error
 
 
-def _walks(total: int, text: int, image: int) -> tuple[Walk, Walk, Walk]:
-    """Through the square of noise levels at once, text first, image first, for spans of so many places."""
+def _walks(total: int, text: int, image: int) -> tuple[Walk, Walk, Walk, Walk]:
+    """Through the square of noise levels, one for each of `ORDERS`, for spans of so many places."""
     if not 2 <= total <= max(text, image):
         raise ValueError(
             f"pairs in {total} forwards cannot be compared: wanted from 2 to {max(text, image)}, "
@@ -288,6 +299,7 @@ def _walks(total: int, text: int, image: int) -> tuple[Walk, Walk, Walk]:
         Walk(),
         Walk(text=(0.0, turn[0]), image=(turn[0], 1.0)),
         Walk(image=(0.0, turn[1]), text=(turn[1], 1.0)),
+        Walk(image=(0.25, 1.0)),
     )
 
 

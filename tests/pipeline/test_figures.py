@@ -14,7 +14,7 @@ from mmdlm.figures import Comparison, compare, fisher, joint_sentences, show_cur
 from mmdlm.report import Page
 from mmdlm.sweep import ORDERS, OWN, POLICIES, Curves, Measurement, Paper
 
-AT_ONCE, TEXT_FIRST, IMAGE_FIRST = ORDERS
+AT_ONCE, TEXT_FIRST, IMAGE_FIRST, PARALLEL = ORDERS
 LINES = (OWN, *POLICIES)
 POWER = "With 200 samples each, a difference of less than about 14 points may go unseen."
 LAW = {"count": 0.04, "background": 0.56, "relation": 0.1}
@@ -37,12 +37,12 @@ def measured(
     )  # fmt: skip
 
 
-def compared(*rights: tuple[int, int, int, int]) -> list[Measurement]:
-    """(forwards, right at once, text first, image first) of 200."""
+def compared(*rights: tuple[int, ...]) -> list[Measurement]:
+    """(forwards, right at once, text first, image first, from a quarter on if given) of 200."""
     return [
         pairs(line, forwards, right)
         for forwards, *each in rights
-        for line, right in zip(ORDERS, each, strict=True)
+        for line, right in zip(ORDERS[: len(each)], each, strict=True)
     ]
 
 
@@ -186,11 +186,11 @@ def test_sentences_do_not_depend_on_the_order_of_the_file():
 
 
 def test_pairs_are_shown_with_intervals_tests_and_forwards(page_of):
-    text, drawings = page_of(lambda page: show_joint(page, compared((8, 150, 80, 150), (32, 60, 120, 62))))
+    text, drawings = page_of(lambda page: show_joint(page, compared((8, 150, 80, 150, 9), (32, 60, 120, 62, 8))))
     assert len(drawings) == 2
     for drawing in drawings:
         bars = [one for one in drawing.iter("polyline") if one.get("class") == "interval"]
-        assert len(bars) == 3 * 2
+        assert len(bars) == 4 * 2
         assert set(ORDERS) <= {words.text for words in drawing.iter("text")}
     assert "Both at once against text first: caption and picture agree more often at 8 forwards, but" in text
     low, high = Rate(150, 200).interval

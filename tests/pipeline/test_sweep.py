@@ -16,14 +16,15 @@ from mmdlm.pipeline import Pipeline
 from mmdlm.pretrained import Settings
 from mmdlm.sampling import Ancestral, Unmask, denoise
 from mmdlm.sweep import (
+    HALTON,
     ORDERS,
-    OWN,
     POLICIES,
     Curves,
     Paper,
     guidance_points,
     joint_points,
     measure,
+    policies,
     read_curves,
     steps_points,
     sweep,
@@ -77,17 +78,17 @@ def test_a_paper_takes_of_all_kinds_in_turn():
 
 def test_steps_are_asked_of_every_policy_and_both_tasks(tiny):
     points = steps_points(tiny, (2, 8))
-    assert len(points) == len({(p.task, p.line, p.x) for p in points}) == 2 * (1 + len(POLICIES)) * 2
+    assert len(points) == len({(p.task, p.line, p.x) for p in points}) == 2 * (3 + 2 * len(POLICIES))
     assert {p.task for p in points} == {"text_to_image", "caption"}
     for point in points:
-        assert point.policy == {OWN: tiny.settings[point.task].policy, **POLICIES}[point.line]
+        assert point.policy == policies(tiny, point.task)[point.line]
         assert (point.x, point.guidance, point.cost) == (point.steps, 0.0, point.steps)
 
 
-def test_policies_differ_and_cover_the_temperatures():
-    assert len({repr(policy) for policy in POLICIES.values()}) == len(POLICIES)
-    heats = {policy.temperature for policy in POLICIES.values() if isinstance(policy, Unmask | Ancestral)}
-    assert heats == {0.0, 0.3, 1.0}
+def test_policies_differ_and_halton_is_for_pictures(tiny):
+    drawing, telling = policies(tiny, "text_to_image"), policies(tiny, "caption")
+    assert len({repr(policy) for policy in drawing.values()}) == len(drawing)
+    assert drawing.keys() - telling.keys() == {HALTON}
 
 
 def test_guidance_is_asked_at_the_models_own_settings(tiny):
@@ -107,7 +108,7 @@ def test_orders_cost_equal_forwards(tiny, questions, total):
     points = joint_points(tiny, (total,))
     assert [p.line for p in points] == list(ORDERS)
     found = [measure(tiny, point, questions, seed=0) for point in points]
-    assert [one.forwards for one in found] == [total * len(questions)] * 3
+    assert [one.forwards for one in found] == [total * len(questions)] * len(ORDERS)
 
 
 @pytest.mark.parametrize("total", [3, 7, 12, 30, 64])
@@ -255,11 +256,11 @@ def test_what_is_no_longer_the_models_own_is_left_out(tiny, tmp_path):
     path = tmp_path / "curves.json"
     points = [steps_points(tiny, (2,))[0], *guidance_points(tiny, (0.0, 1.0)), *joint_points(tiny, (2,))]
     list(sweep(tiny, points, Curves(model=tiny.fingerprint, paper=PAPER), path))
-    assert len(take_up(path, tiny, PAPER).measurements) == 6
+    assert len(take_up(path, tiny, PAPER).measurements) == 7
     changed = like(tiny, text_to_image=Settings(steps=5), joint=Settings(policy=Unmask(temperature=0.1)))
     assert [found.figure for found in take_up(path, changed, PAPER).measurements] == ["steps"]
     changed = like(tiny, joint=Settings(steps=9, policy=tiny.settings["joint"].policy))
-    assert len(take_up(path, changed, PAPER).measurements) == 6
+    assert len(take_up(path, changed, PAPER).measurements) == 7
     path.write_text(path.read_text().replace("temperature=0.0", "temperature=0.05"))
     figures = [found.figure for found in take_up(path, tiny, PAPER).measurements]
     assert "steps" not in figures

@@ -30,7 +30,7 @@ from mmdlm.io import atomic_write_json
 from mmdlm.lessons import LESSONS, Rows, course, favoured
 from mmdlm.pretrained import Settings
 from mmdlm.program import find_device
-from mmdlm.sampling import ByModality, Drawn, LeftToRight, Order, Rule, Scheduled, Threshold, Unmask
+from mmdlm.sampling import ByModality, Drawn, LeftToRight, Order, Rule, Scale, Scheduled, Threshold, Unmask
 from mmdlm.sampling import Path as Walk
 from mmdlm.training import (
     WSD,
@@ -224,7 +224,7 @@ def layout_of(text: BytePairTokenizer, image: Autoencoder, source: Scenes) -> La
 
 def default_settings(layout: Layout) -> dict[str, Settings]:
     """How the model is sampled unless the caller says otherwise: a place a forward, and what is sure."""
-    drawing = Unmask(quota=Scheduled(Linear()), temperature=0.6, rule=Threshold(0.97))
+    drawing = Unmask(quota=Scheduled(Linear()), temperature=0.6, choice_temperature=0.2, rule=Threshold(0.97))
     writing = Unmask(quota=Scheduled(Linear()), temperature=0.0, order=LeftToRight(), rule=Threshold(0.99))
     words, places = layout.caption, prod(layout.grid)
     turn = words / (words + places)
@@ -232,6 +232,7 @@ def default_settings(layout: Layout) -> dict[str, Settings]:
         quota=Scheduled(Linear()),
         temperature=ByModality(text=0.8, image=0.6),
         order=ByModality[Order](text=LeftToRight(), image=Drawn()),
+        choice_temperature=ByModality[float | Scale](text=0.0, image=0.2),
         rule=ByModality[Rule | None](text=None, image=Threshold(0.97)),
         plan=Walk(text=(0.0, turn), image=(turn, 1.0)),
     )
