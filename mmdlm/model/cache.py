@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmdlm.model.mask import AttentionMask
@@ -54,7 +55,13 @@ class Memory:
         return column.gather(1, where.expand(*index.shape, *column.shape[2:]))
 
     def store(self, index: Tensor, features: Tensor, tokens: Tensor, masked: Tensor) -> None:
-        """What was computed at `index` (B, M), and from what."""
+        """What was computed at `index` (B, M), and from what.
+
+        Where `notes` has a "similarity" (B, L), the cosine to the features that stood there is put in it.
+        """
+        if "similarity" in self.notes:
+            alike = F.cosine_similarity(features.float(), self.rows(self.features, index).float(), dim=2)
+            self.notes["similarity"] = _written(self.notes["similarity"], index, alike)
         self.features = _written(self.features, index, features)
         self.tokens = _written(self.tokens, index, self.rows(tokens, index))
         self.masked = _written(self.masked, index, self.rows(masked, index))

@@ -197,14 +197,11 @@ class Faintest:
     share: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.share <= 1.0:
-            raise ValueError(f"a share of the positions is in [0, 1], got {self.share}")
+        _check_share(self.share)
 
     def select(self, canvas: Canvas, rows: Rows, memory: Remembered) -> Tensor:
-        inside, runs = canvas.segment >= 0, torch.zeros_like(canvas.segment)
-        faint = -memory.notes.get("peak", torch.zeros(canvas.shape, device=canvas.device))
-        number = (inside.sum(dim=1, keepdim=True) * self.share).ceil()
-        return inside & (rank(faint, inside, runs) < number)
+        peak = memory.notes.get("peak", torch.zeros(canvas.shape, device=canvas.device))
+        return _most(-peak, self.share, canvas)
 
     def turn(self, canvas: Canvas, rows: Rows) -> None:
         return None
@@ -215,6 +212,39 @@ class Faintest:
         for part in parts:
             peak = part.rows.scatter(part.logits.amax(dim=1).float(), peak)
         memory.notes["peak"] = peak
+
+
+@dataclass(frozen=True)
+class Drifting:
+    """What was written since, and the `share` of positions whose features moved most when last computed.
+
+    After dLLM-Cache (arXiv:2506.06295), which measures the cosine of first values at every step; here it is
+    that of the last features, between the last two times that a position was computed.
+    """
+
+    share: float = 0.25
+
+    def __post_init__(self) -> None:
+        _check_share(self.share)
+
+    def select(self, canvas: Canvas, rows: Rows, memory: Remembered) -> Tensor:
+        still = memory.notes.setdefault("similarity", torch.zeros(canvas.shape, device=canvas.device))
+        return _most(-still, self.share, canvas) | changed(canvas, memory)
+
+    def turn(self, canvas: Canvas, rows: Rows) -> None:
+        return None
+
+
+def _most(score: Tensor, share: float, canvas: Canvas) -> Tensor:
+    """(B, L) bool: the `share` of each row's positions with the highest score."""
+    inside, runs = canvas.segment >= 0, torch.zeros_like(canvas.segment)
+    number = (inside.sum(dim=1, keepdim=True) * share).ceil()
+    return inside & (rank(score, inside, runs) < number)
+
+
+def _check_share(share: float) -> None:
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"a share of the positions is in [0, 1], got {share}")
 
 
 def _blocks(canvas: Canvas, length: int) -> Tensor:

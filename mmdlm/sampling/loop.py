@@ -92,7 +92,7 @@ def sample(
     before = 0 if cached is None else cached.positions
     walk = denoise(counted, canvas, policy=policy, steps=steps, seeds=seeds, samples=samples, mask=mask)
     last, number = next(walk), 0
-    holes, states = int((last.canvas.masked & last.initial).sum()), [last]
+    holes, states = int(last.initial.sum()), [last]
     for last in walk:
         number += 1
         if trajectory:
@@ -115,11 +115,10 @@ def _apply(state: State, proposal: Proposal, move: Move, mask: int) -> Canvas:
     noise = live & move.noise
     write = live & move.write & proposal.valid & ~noise
     tokens = torch.where(write, proposal.tokens, state.canvas.tokens)
-    if move.filler is None:
-        tokens = tokens.masked_fill(noise, mask)
-    else:
-        tokens = torch.where(noise, move.filler, tokens)
-    return state.canvas.replace(tokens=tokens, masked=(state.canvas.masked & ~write) | noise)
+    masked = state.canvas.masked & ~write
+    if move.filler is not None:
+        return state.canvas.replace(tokens=torch.where(noise, move.filler, tokens), masked=masked)
+    return state.canvas.replace(tokens=tokens.masked_fill(noise, mask), masked=masked | noise)
 
 
 def _forbid(parts: list[Part], mask: int) -> list[Part]:

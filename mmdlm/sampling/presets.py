@@ -7,7 +7,7 @@ handed to the loop, as ever: `steps` of a paper per block are times the number o
 from __future__ import annotations
 
 from mmdlm.diffusion.schedule import Cosine, Linear
-from mmdlm.sampling.caching import Approximate, Cache, Faintest, Suffix, Window
+from mmdlm.sampling.caching import Approximate, Cache, Drifting, Faintest, Suffix, Window
 from mmdlm.sampling.modality import ByModality
 from mmdlm.sampling.order import Drawn, Halton, Margin, NegativeEntropy, Order, Peak, Random
 from mmdlm.sampling.plan import Blocks, Path
@@ -57,6 +57,11 @@ def fast_dllm_cache(kind: str, *, block: int) -> Cache:
     if kind not in selectors:
         raise ValueError(f"cache {kind!r}: there are {', '.join(selectors)}")
     return Approximate(selectors[kind])
+
+
+def dllm_cache(*, share: float = 0.25, every: int = 7) -> Cache:
+    """dLLM-Cache's adaptive update, of whole rows: prompt and answer are not told apart. Approximate."""
+    return Approximate(Drifting(share), every=every)
 
 
 def dream(

@@ -168,7 +168,7 @@ class Verified(Revision):
 
 @dataclass(frozen=True)
 class Uniform(Revision):
-    """Holes hold random tokens, and all of a run is drawn anew at every step (DiffusionGemma).
+    """Random tokens instead of holes, and all of a run is drawn anew at every step (DiffusionGemma).
 
     What order, quota and rule take then stands until the next step; the rest becomes a random id again, from
     `text` or `image`, the first id and the one behind the last. A row in which all is taken is done. For
@@ -189,8 +189,9 @@ class Uniform(Revision):
             missing = getattr(self, name) is None
             if missing and bool((state.initial & (state.canvas.modality == modality)).any()):
                 raise ValueError(f"{self} has no ids for {name}, and the canvas has holes there")
-        tokens = torch.where(state.open, self.filler(state), state.canvas.tokens)
-        return replace(state, canvas=state.canvas.replace(tokens=tokens))
+        tokens = torch.where(state.initial, self.filler(state), state.canvas.tokens)
+        masked = state.canvas.masked & ~state.initial
+        return replace(state, canvas=state.canvas.replace(tokens=tokens, masked=masked))
 
     def widen(self, state: State, windows: Windows) -> Windows:
         again = state.written & (windows.after > windows.before)
@@ -199,7 +200,11 @@ class Uniform(Revision):
     def revise(
         self, step: Step, score: Tensor, windows: Windows, write: Tensor, number: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return write, windows.active & step.proposal.valid & ~write
+        return write, windows.active & ~write
+
+    def remember(self, step: Step, windows: Windows, write: Tensor) -> dict[str, Tensor]:
+        waits = step.state.initial & (windows.after <= windows.before)
+        return {UNSETTLED: waits | (windows.active & ~write)}
 
     def filler(self, state: State) -> Tensor:
         u, tokens = state.uniform(NOISE), torch.zeros_like(state.canvas.tokens)

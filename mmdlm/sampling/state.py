@@ -166,7 +166,7 @@ class Move:
     write: Tensor  # (B, L) bool   takes the proposed token
     noise: Tensor  # (B, L) bool   becomes a hole again
     memory: Mapping[str, Tensor] = field(default_factory=dict)  # (B, L, ...) each, for the next state
-    filler: Tensor | None = None  # (B, L) long   what a noised position holds; None: the mask
+    filler: Tensor | None = None  # (B, L) long   what a noised position holds, and then it is no hole
 
 
 @dataclass(frozen=True)

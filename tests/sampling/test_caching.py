@@ -12,6 +12,7 @@ from mmdlm.sampling.caching import (
     Approximate,
     Cached,
     Committed,
+    Drifting,
     Faintest,
     Holes,
     Suffix,
@@ -134,7 +135,7 @@ def test_chosen_positions_are_packed_to_the_left() -> None:
     assert padded(torch.zeros(2, 3).bool()) is None
 
 
-SELECTORS = [Suffix(4), Window(4), Holes(), Faintest(0.2)]
+SELECTORS = [Suffix(4), Window(4), Holes(), Faintest(0.2), Drifting(0.2)]
 
 
 @pytest.mark.parametrize("selector", SELECTORS, ids=str)
@@ -148,7 +149,7 @@ def test_a_refresh_at_every_call_is_no_cache(kit, model, selector) -> None:
     assert not every.exact
 
 
-@pytest.mark.parametrize("selector", [Suffix(99), Window(99), Faintest(1.0)], ids=str)
+@pytest.mark.parametrize("selector", [Suffix(99), Window(99), Faintest(1.0), Drifting(1.0)], ids=str)
 def test_a_selector_that_takes_everything_is_no_cache(kit, model, selector) -> None:
     canvas = kit.pair(0, 9)
     run = {"policy": Unmask(Even(), temperature=0.5), "steps": 8, "mask": kit.mask}

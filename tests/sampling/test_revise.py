@@ -28,6 +28,7 @@ from mmdlm.sampling import (
     Verified,
     denoise,
 )
+from mmdlm.sampling.state import UNSETTLED
 
 
 class Restless:
@@ -191,9 +192,23 @@ def test_what_stands_under_uniform_noise_is_drawn_anew(kit) -> None:
     canvas = kit.pair(6, 9)
     policy = Unmask(Even(), Drawn(), temperature=1.0, revision=Uniform(text=(0, 6), image=(8, 19)))
     states = walk(kit, policy, canvas, kit.Fake(), 5)
-    again = [bool((now.canvas.masked & ~before.canvas.masked).any()) for before, now in pairwise(states)]
-    assert any(again)
-    assert not bool(states[-1].canvas.masked.any())
+    noise = [state.memory[UNSETTLED] for state in states[1:]]
+    assert not any(bool((state.canvas.masked & state.initial).any()) for state in states)
+    assert any(bool((now & ~before).any()) for before, now in pairwise(noise))
+    assert not bool(noise[-1].any())
+
+
+def test_a_model_is_shown_the_noise(kit, shallow) -> None:
+    canvas = kit.pair(6, 9)
+    policy = Unmask(Even(), revision=Uniform(text=(0, 6), image=(8, 19)))
+    first, second = (
+        kit.last(denoise(shallow, canvas, policy=policy, steps=1, seeds=seed, mask=kit.mask)).canvas.tokens
+        for seed in (0, 1)
+    )
+    begun = [policy.begin(State.start(canvas, steps=1, seeds=seed)).canvas for seed in (0, 1)]
+    said = [_at(shallow(one, Rows.of(canvas.masked)), canvas) for one in begun]
+    assert not torch.allclose(said[0], said[1])
+    assert not torch.equal(first, second)
 
 
 def test_uniform_noise_wants_ids_for_all_holes(kit) -> None:
