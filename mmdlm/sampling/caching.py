@@ -69,8 +69,7 @@ class Committed:
     """Blocks that nothing before them or in them changed are kept: exact under block-causal attention.
 
     So are prompts that do not see their answers (two blocks: prefix-causal). A block that was just finished
-    is computed once more, from its clean tokens, together with the first step of the next one (`fused`), or
-    in a forward of its own.
+    is computed once more, from its clean tokens, together with the first step of the next one.
     """
 
     exact = True
@@ -88,6 +87,9 @@ class Committed:
         first_changed = canvas.block.masked_fill(~changed(canvas, memory), last).amin(dim=1, keepdim=True)
         asked = where(rows, canvas)
         last_asked = canvas.block.masked_fill(~asked, -1).amax(dim=1, keepdim=True)
+        # what lies behind a change and is not asked now is not right any more
+        behind = (canvas.block > last_asked) & (first_changed <= last_asked)
+        memory.known = memory.known & ~behind
         return (canvas.block >= first_changed) & (canvas.block <= last_asked) & (canvas.segment >= 0)
 
 

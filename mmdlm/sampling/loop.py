@@ -13,7 +13,7 @@ from mmdlm.canvas import Canvas, Denoiser, Part
 from mmdlm.sampling.caching import Cached
 from mmdlm.sampling.guidance import Counted
 from mmdlm.sampling.policy import Policy
-from mmdlm.sampling.state import Move, Proposal, State, Step
+from mmdlm.sampling.state import State, Step, apply
 
 _POLL = 8  # steps between two looks at an accelerator, whether every row is done
 
@@ -41,7 +41,8 @@ def denoise(
 def resume(denoiser: Denoiser, state: State, *, policy: Policy, mask: int) -> Iterator[State]:
     """Goes on from `state`, which may have lost rows (`State.select`) or gained some (`State.join`)."""
     with torch.no_grad():
-        predict = denoiser.begin(state.canvas)
+        # as it stood at the start: what guides by the level of noise must find the same one again
+        predict = denoiser.begin(state.canvas.hide(state.initial, mask))
     yield state
     for number in range(1, 1 + state.remaining()):
         with torch.no_grad():
@@ -49,7 +50,7 @@ def resume(denoiser: Denoiser, state: State, *, policy: Policy, mask: int) -> It
             parts = predict(state.canvas, rows) if rows.index.shape[0] else []
             proposal = policy.propose(state, _forbid(parts, mask))
             move = policy.move(Step(state, proposal))
-            canvas = _apply(state, proposal, move, mask)
+            canvas = apply(state, proposal, move, mask)
             state = state.advance(canvas, move.memory)
         yield state
         # free on the CPU, a sync on an accelerator
@@ -107,18 +108,6 @@ def sample(
         seconds=time.perf_counter() - began,
         trajectory=tuple(states) if trajectory else (),
     )
-
-
-def _apply(state: State, proposal: Proposal, move: Move, mask: int) -> Canvas:
-    """The canvas after the move: only what was a hole at the start, in rows that are not done, changes."""
-    live = state.initial & ~state.done.unsqueeze(1)
-    noise = live & move.noise
-    write = live & move.write & proposal.valid & ~noise
-    tokens = torch.where(write, proposal.tokens, state.canvas.tokens)
-    masked = state.canvas.masked & ~write
-    if move.filler is not None:
-        return state.canvas.replace(tokens=torch.where(noise, move.filler, tokens), masked=masked)
-    return state.canvas.replace(tokens=tokens.masked_fill(noise, mask), masked=masked | noise)
 
 
 def _forbid(parts: list[Part], mask: int) -> list[Part]:

@@ -111,9 +111,10 @@ class Path:
         whole = Windows(first_of(runs), moved, moved, before, after, steps)
         if self.blocks is None:
             return whole
+        if isinstance(self.blocks, Blocks):
+            return _in_blocks(state, whole, self.blocks)
         text, image = (
-            whole if blocks is None else _in_blocks(state, whole, blocks)
-            for blocks in ByModality.of(self.blocks).both
+            whole if blocks is None else _in_blocks(state, whole, blocks) for blocks in self.blocks.both
         )
         columns = zip(vars(text).values(), vars(image).values(), strict=True)
         return Windows(*(spread(ByModality(*pair), state.canvas) for pair in columns))

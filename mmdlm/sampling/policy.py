@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdlm.canvas import IMAGE, TEXT, Part, Rows
+from mmdlm.canvas import IMAGE, TEXT, Canvas, Part, Rows
 from mmdlm.diffusion.schedule import Linear, Schedule
 from mmdlm.sampling.draw import CHOICE, REVEAL, TOKEN, draw, gumbel
 from mmdlm.sampling.modality import ByModality, by_modality, spread
@@ -20,7 +20,7 @@ from mmdlm.sampling.quota import Quota, Rule, Scheduled
 from mmdlm.sampling.remask import Remask
 from mmdlm.sampling.revise import Revision
 from mmdlm.sampling.scale import Ramp, Scale, scaled
-from mmdlm.sampling.state import UNSETTLED, Move, Proposal, State, Step
+from mmdlm.sampling.state import UNSETTLED, Move, Proposal, State, Step, apply
 
 _ALL = 1 << 62  # a top_k that cuts nothing
 
@@ -56,7 +56,8 @@ def propose(
 ) -> Proposal:
     """Draws a token at every row of `parts`, with the stream of that row; see `draw` for the settings."""
     modality = state.canvas.modality
-    u = state.uniform(TOKEN)
+    greedy = not isinstance(temperature, ByModality) and temperature == 0.0  # then chance is not asked
+    u = torch.zeros_like(modality, dtype=torch.float64) if greedy else state.uniform(TOKEN)
     tokens = state.canvas.tokens
     logp = torch.zeros(state.canvas.shape, dtype=torch.float32, device=state.canvas.device)
     peak, valid = logp, torch.zeros_like(logp, dtype=torch.bool)
@@ -179,6 +180,9 @@ class Unmask(Policy):
 
     def windows(self, state: State) -> Windows:
         """What a step may write to: the plan's holes, and what the revision adds to them."""
+        return state.form(self, lambda: self._widened(state))
+
+    def _widened(self, state: State) -> Windows:
         windows = self.plan.windows(state)
         return windows if self.revision is None else self.revision.widen(state, windows)
 
@@ -287,8 +291,8 @@ class Ancestral(Policy):
 class Ended(Policy):
     """Another policy, and nothing behind the end of a text.
 
-    Once `end` stands with no hole before it in its span, the rest of the span becomes `end` at once, unasked.
-    A row whose text ends early is done early.
+    Once `end` stands with no hole before it in its span, the rest of the span is `end` from the same step on,
+    whatever the policy wrote there. A row whose text ends early is done early.
     """
 
     policy: Policy
@@ -298,31 +302,26 @@ class Ended(Policy):
         return self.policy.begin(state)
 
     def ask(self, state: State) -> Rows:
-        return self.policy.ask(state).where(~self._behind(state))
+        return self.policy.ask(state)
 
     def propose(self, state: State, parts: list[Part]) -> Proposal:
-        proposal, behind = self.policy.propose(state, parts), self._behind(state)
-        return replace(
-            proposal,
-            tokens=torch.where(behind, self.end, proposal.tokens),
-            logp=torch.where(behind, 0.0, proposal.logp),
-            peak=torch.where(behind, 0.0, proposal.peak),
-            valid=proposal.valid | behind,
-        )
+        return self.policy.propose(state, parts)
 
     def move(self, step: Step) -> Move:
-        move, behind = self.policy.move(step), self._behind(step.state)
-        return replace(move, write=move.write | behind, noise=move.noise & ~behind)
+        move = self.policy.move(step)
+        behind = self._behind(step.state, apply(step.state, step.proposal, move, -1))
+        filler = torch.full_like(step.state.canvas.tokens, -1) if move.filler is None else move.filler
+        filler = torch.where(behind, self.end, filler)
+        return replace(move, write=move.write & ~behind, noise=move.noise | behind, filler=filler)
 
-    def _behind(self, state: State) -> Tensor:
-        """(B, L) bool: the open holes of texts that have ended before them."""
-        canvas = state.canvas
+    def _behind(self, state: State, canvas: Canvas) -> Tensor:
+        """(B, L) bool: the positions of texts that have ended before them."""
         text = (canvas.modality == TEXT) & (state.runs >= 0)
         first = first_of(torch.where(text, state.runs, -1)).clamp(min=0)
         left = ahead(canvas.masked & text)
         ends = text & ~canvas.masked & (canvas.tokens == self.end) & (left == left.gather(1, first))
         number = ahead(ends)
-        return state.open & text & (number > number.gather(1, first))
+        return text & (number > number.gather(1, first))
 
 
 def _needs(parts: Iterable[Any]) -> frozenset[str]:

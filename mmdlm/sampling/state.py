@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from mmdlm.canvas import Canvas
 from mmdlm.sampling.draw import uniform
+
+T = TypeVar("T")
 
 UNSETTLED = "unsettled"  # in a state's memory, (B, L) bool: written, and may change all the same
 
@@ -97,6 +100,13 @@ class State:
         """(B, L) long: the span of each position, -1 outside; without that column a modality is one span."""
         return self.canvas.modality.long() - 1 if self.canvas.span is None else self.canvas.span
 
+    def form(self, owner: object, make: Callable[[], T]) -> T:
+        """What `owner` makes of this state, made at the first call and kept with the state alone."""
+        forms = vars(self).setdefault("_forms", {})
+        if id(owner) not in forms:
+            forms[id(owner)] = owner, make()
+        return forms[id(owner)][1]
+
     def remaining(self) -> int:
         """Steps until every row is done at the latest. Syncs with the device."""
         left = (self.num_steps - self.step).masked_fill(self.done, 0)
@@ -166,7 +176,8 @@ class Move:
     write: Tensor  # (B, L) bool   takes the proposed token
     noise: Tensor  # (B, L) bool   becomes a hole again
     memory: Mapping[str, Tensor] = field(default_factory=dict)  # (B, L, ...) each, for the next state
-    filler: Tensor | None = None  # (B, L) long   what a noised position holds, and then it is no hole
+    # (B, L) long   what a noised position holds, and then it is no hole; below 0, or without it, the mask
+    filler: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -175,6 +186,19 @@ class Step:
 
     state: State
     proposal: Proposal
+
+
+def apply(state: State, proposal: Proposal, move: Move, mask: int) -> Canvas:
+    """The canvas after the move: only what was a hole at the start, in rows that are not done, changes."""
+    live = state.initial & ~state.done.unsqueeze(1)
+    noise = live & move.noise
+    write = live & move.write & proposal.valid & ~noise
+    tokens = torch.where(write, proposal.tokens, state.canvas.tokens)
+    holes, filler = noise, tokens.new_full((), mask)
+    if move.filler is not None:
+        holes, filler = noise & (move.filler < 0), torch.where(move.filler < 0, mask, move.filler)
+    masked = (state.canvas.masked & ~write & ~noise) | holes
+    return state.canvas.replace(tokens=torch.where(noise, filler, tokens), masked=masked)
 
 
 def _widen(column: Tensor, length: int) -> Tensor:

@@ -31,18 +31,20 @@ def masks(length: int) -> dict[str, AttentionMask | None]:
     padded = torch.where(index < length - 5, 0, -1)
     segment = torch.stack([full, packed, padded])
     block = (index // 4).expand(3, -1)
+    prefix = (index >= length // 2).long().expand(3, -1)
     copy = torch.where(index % 2 == 0, 0, 1).to(torch.uint8).expand(3, -1)
     position = torch.stack([index, index], -1).expand(3, -1, -1)
     return {
         "none": None,
         "segments": AttentionMask(segment),
         "blocks": AttentionMask(segment, block),
+        "prefix": AttentionMask(segment, prefix),
         "copies": AttentionMask(segment, block, copy, position),
     }
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=str)
-@pytest.mark.parametrize("name", ["none", "segments", "blocks", "copies"])
+@pytest.mark.parametrize("name", ["none", "segments", "blocks", "prefix", "copies"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("length", [64, 77])
 def test_kernels_equal_the_reference(kernel: Kernel, name: str, dtype: torch.dtype, length: int) -> None:

@@ -186,7 +186,8 @@ def test_sentences_do_not_depend_on_the_order_of_the_file():
 
 
 def test_pairs_are_shown_with_intervals_tests_and_forwards(page_of):
-    text, drawings = page_of(lambda page: show_joint(page, compared((8, 150, 80, 150, 9), (32, 60, 120, 62, 8))))
+    found = compared((8, 150, 80, 150, 9), (32, 60, 120, 62, 8))
+    text, drawings = page_of(lambda page: show_joint(page, found))
     assert len(drawings) == 2
     for drawing in drawings:
         bars = [one for one in drawing.iter("polyline") if one.get("class") == "interval"]

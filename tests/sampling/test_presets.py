@@ -121,7 +121,7 @@ def test_nothing_stands_behind_the_end_of_a_text(kit, order) -> None:
     assert tokens[1, 1:11].tolist() == [1] * 9 + [Ending.END]
     assert tokens[2, 1:7].tolist() == [1] * 2 + [Ending.END] * 4
     assert model.asked == 4 + 10 + 3
-    assert [int(step) for step in states[-1].step] == [5, 10, 4]
+    assert [int(step) for step in states[-1].step] == [4, 10, 3]
 
 
 def test_an_end_with_holes_before_it_ends_nothing(kit) -> None:
