@@ -219,7 +219,9 @@ def serving(kit: Kit, *, num: int = 12, room: int = 8) -> Contest:
     text = text.replace(fillable=text.fillable & (text.modality == TEXT))
     tasks = text, kit.canvas((24, 24), shape), kit.canvas((24, 0), shape)
     requests = [
-        State.start(tasks[number % 3], steps=8 + 5 * number % 13, seeds=kit.seed, samples=number)
+        policy.begin(
+            State.start(tasks[number % 3], steps=8 + 5 * number % 13, seeds=kit.seed, samples=number)
+        )
         for number in range(num)
     ]
 

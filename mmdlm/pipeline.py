@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from mmdlm.model import Predictor, Transformer, TransformerConfig
 from mmdlm.output import Moment, Output, Record, Score
 from mmdlm.pretrained import Parts, Settings, fingerprint, load_parts, save_parts
 from mmdlm.sampling import Counted, Guided, Policy, State, Unmask, denoise, partners
+from mmdlm.sampling import Path as Walk
 from tokenizers_mm import ImageTokenizer, TextTokenizer
 
 __all__ = ["Guidance", "Pipeline"]
@@ -371,25 +373,23 @@ class Pipeline:
             scales = dict(guidance)
         else:
             scales = dict.fromkeys(MODALITIES, float(guidance))
-        return Settings(
-            steps=own.steps if steps is None else steps,
-            guidance=scales,
-            policy=own.policy if policy is None else policy,
-        )
+        policy = own.policy if policy is None else policy
+        layout, number = self.layout, own.steps if steps is None else steps
+        most = layout.caption + layout.question + layout.answer + math.prod(layout.grid)
+        if isinstance(policy, Unmask) and policy.plan == Walk() and policy.revision is None and number > most:
+            raise ValueError(f"steps={number}: a step fills one position at least, and a row has {most}")
+        return Settings(steps=number, guidance=scales, policy=policy)
 
     def _denoise(
         self, counted: Counted, canvas: Canvas, chosen: Settings, seed: int, samples: Tensor
     ) -> Iterator[State]:
-        policy, length = chosen.policy, canvas.shape[1]
-        if isinstance(policy, Unmask) and policy.revision is None and chosen.steps > length:
-            raise ValueError(f"steps={chosen.steps}: a step fills one of {length} positions at least")
         mask = self.layout.vocab.mask
         scales = {name: chosen.guidance.get(name, 0.0) for name in MODALITIES}
         guided = Guided(counted, partners(**scales), mask=mask)
         return denoise(
             guided,
             canvas.to(self.device),
-            policy=policy,
+            policy=chosen.policy,
             steps=chosen.steps,
             seeds=seed,
             samples=samples,

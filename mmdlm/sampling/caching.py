@@ -221,7 +221,8 @@ class Drifting:
     """What was written since, and the `share` of positions whose features moved most when last computed.
 
     After dLLM-Cache (arXiv:2506.06295), which measures the cosine of first values at every step; here it is
-    that of the last features, between the last two times that a position was computed.
+    that of the last features, between the last two times that a position was computed. What was computed
+    once comes first, from the left.
     """
 
     share: float = 0.25

@@ -39,7 +39,11 @@ def denoise(
 
 
 def resume(denoiser: Denoiser, state: State, *, policy: Policy, mask: int) -> Iterator[State]:
-    """Goes on from `state`, which may have lost rows (`State.select`) or gained some (`State.join`)."""
+    """Goes on from `state`, which may have lost rows (`State.select`) or gained some (`State.join`).
+
+    A new row is `policy.begin(State.start(...))`. What counts calls (an approximate cache, a branch that is
+    asked at every n-th step) counts from here.
+    """
     with torch.no_grad():
         # as it stood at the start: what guides by the level of noise must find the same one again
         predict = denoiser.begin(state.canvas.hide(state.initial, mask))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,10 +21,12 @@ _AFTER = "after"  # in a state's memory: steps since the run of a position was f
 class Revision:
     """Looks again at what is written; by default at nothing.
 
-    `needs` names the columns of `Proposal` that a revision reads beside the usual ones.
+    `needs` names the columns of `Proposal` that a revision reads beside the usual ones; `whole` says that it
+    wants spans as wholes, not in blocks.
     """
 
-    needs: frozenset[str] = frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset()
+    whole: ClassVar[bool] = False
 
     def begin(self, state: State) -> State:
         """The state before the first step."""
@@ -62,11 +65,12 @@ class Planned(Revision):
 
     A hole counts with its score, a written token with eta times its log-probability now, if all others stand:
     eta 0 never noises one, and large ones are doubted. As many stay written as the quota says, and a row
-    takes all its steps. The score must be a log-probability (`Drawn`, `Peak`).
+    takes all its steps. The score must be a log-probability (`Drawn`, `Peak`), and there is no rule.
     """
 
     eta: float = 1.0
     needs = frozenset({"current"})
+    whole = True
 
     def __post_init__(self) -> None:
         if not self.eta >= 0.0:
@@ -154,7 +158,8 @@ class Verified(Revision):
             raise ValueError(f"a token is kept for a probability in (0, 1], got {self.probability}")
 
     def looks(self, state: State, windows: Windows) -> Tensor:
-        return state.written & (count(windows.active, windows.runs) > 1) & (windows.after < 1.0)
+        ends = count(windows.active & (windows.after >= 1.0), windows.runs) > 0
+        return state.written & (count(windows.active, windows.runs) > 1) & ~ends
 
     def revise(
         self, step: Step, score: Tensor, windows: Windows, write: Tensor, number: Tensor
@@ -172,8 +177,11 @@ class Uniform(Revision):
 
     What order, quota and rule take then stands until the next step; the rest becomes a random id again, from
     `text` or `image`, the first id and the one behind the last. A row in which all is taken is done. For
-    models of uniform noise; the quota counts what stands (`Fixed`).
+    models of uniform noise; the quota counts what stands (`Fixed`), and scales of guidance are constant, for
+    there are no holes to tell the level of noise.
     """
+
+    whole = True
 
     text: tuple[int, int] | None = None
     image: tuple[int, int] | None = None

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mmdlm.canvas import PLAIN, SHADOW, Canvas, Denoiser, Part, Predict, Rows
-from mmdlm.sampling.caching import padded
+from mmdlm.sampling.caching import Cached, padded
+from mmdlm.sampling.guidance import Guided
 
 T = TypeVar("T")
 
@@ -20,10 +21,12 @@ class Shadowed:
     A shadow is a hole at the same place behind the row that sees all of the row but the token there, and no
     other shadow; nobody sees it (WINO, arXiv:2507.18578). So one layer says exactly what it would say of the
     row with a hole there, and deeper ones nearly: what they know of the others has seen the token. It costs a
-    position for every written one that is asked.
+    position for every written one that is asked. Not around guidance, caches and shifted heads.
     """
 
     def __init__(self, denoiser: Denoiser, *, mask: int) -> None:
+        if isinstance(denoiser, Cached | Guided) or getattr(denoiser, "shift", False):
+            raise ValueError("shadows stand next to a model that predicts in place: Guided(Shadowed(model))")
         self.denoiser = denoiser
         self.mask = mask
 

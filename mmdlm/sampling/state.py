@@ -40,7 +40,9 @@ class State:
     def start(
         canvas: Canvas, *, steps: int | Tensor, seeds: int | Tensor = 0, samples: int | Tensor | None = None
     ) -> State:
-        """The state before the first step. One number holds for every row; `samples` is 0, 1, ... by default.
+        """The state before the first step, for a policy's `begin`; `denoise` does both.
+
+        One number holds for every row; `samples` is 0, 1, ... by default.
 
         Raises ValueError for steps below 1, for columns of the wrong size, and for a canvas with a `level`
         column, which this sampler does not keep up to date.
@@ -103,7 +105,7 @@ class State:
     def form(self, owner: object, make: Callable[[], T]) -> T:
         """What `owner` makes of this state, made at the first call and kept with the state alone."""
         forms = vars(self).setdefault("_forms", {})
-        if id(owner) not in forms:
+        if id(owner) not in forms or forms[id(owner)][0] is not owner:
             forms[id(owner)] = owner, make()
         return forms[id(owner)][1]
 

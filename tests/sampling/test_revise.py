@@ -10,16 +10,22 @@ import torch
 from mmdlm.canvas import Canvas, Part, Rows
 from mmdlm.model import Predictor, Transformer, TransformerConfig
 from mmdlm.sampling import (
+    Ancestral,
     Blocks,
     Bounded,
+    Capped,
     Counted,
     Drawn,
     Edited,
+    Ended,
     Even,
     Fixed,
+    Guided,
     Halton,
     NegativeEntropy,
     Path,
+    Planned,
+    Random,
     Shadowed,
     State,
     Threshold,
@@ -27,6 +33,8 @@ from mmdlm.sampling import (
     Unmask,
     Verified,
     denoise,
+    partners,
+    presets,
 )
 from mmdlm.sampling.state import UNSETTLED
 
@@ -235,3 +243,42 @@ def test_a_grid_that_is_not_the_canvas_is_refused(kit) -> None:
 def test_wrong_settings_are_named(build, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         build()
+
+
+def test_checks_end_with_the_time_of_a_block(kit) -> None:
+    for steps in (2, 4, 8, 16):
+        canvas = kit.holes(2, 16)
+        doubt = presets.wino(block=8, threshold=0.99, keep=0.99)
+        states = walk(kit, doubt, canvas, Shadowed(kit.Fake(), mask=kit.mask), steps)
+        assert not bool(states[-1].canvas.masked.any())
+
+
+@pytest.mark.parametrize("revision", [Planned(1.0), Uniform(text=(0, 6))], ids=str)
+def test_what_opens_spans_again_wants_them_whole(revision) -> None:
+    with pytest.raises(ValueError, match="wants spans as wholes"):
+        Unmask(plan=Path(blocks=Blocks(4)), revision=revision)
+    with pytest.raises(ValueError, match="wants spans as wholes"):
+        Ancestral(plan=Path(blocks=Blocks(4)), remask=Capped())
+
+
+def test_plans_want_scores_that_are_log_probabilities_and_no_rule() -> None:
+    with pytest.raises(ValueError, match="Drawn or Peak"):
+        Unmask(order=Random(), revision=Planned(1.0))
+    with pytest.raises(ValueError, match="no rule"):
+        Unmask(rule=Threshold(0.9), revision=Planned(1.0))
+
+
+def test_noise_is_no_end_of_a_text(kit) -> None:
+    """The end is written once, in the last place: uniform noise before it may show it and ends nothing."""
+    ids = 6
+    law = torch.full((4, ids), 1e-6, dtype=torch.float64)
+    law[:3, 1], law[3, 5] = 1.0, 1.0
+    policy = Ended(Unmask(Fixed(1), NegativeEntropy(), revision=Uniform(text=(0, ids))), 5)
+    states = walk(kit, policy, kit.holes(200, 4), independent(law / law.sum(dim=1, keepdim=True)), 4)
+    assert (states[0].canvas.tokens[:, :3] == 5).any()
+    assert states[-1].canvas.tokens.unique(dim=0).tolist() == [[1, 1, 1, 5]]
+
+
+def test_shadows_stand_next_to_the_model(kit) -> None:
+    with pytest.raises(ValueError, match="next to a model"):
+        Shadowed(Guided(kit.Fake(), partners(text=1.0), mask=kit.mask), mask=kit.mask)
