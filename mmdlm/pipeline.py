@@ -374,10 +374,12 @@ class Pipeline:
         else:
             scales = dict.fromkeys(MODALITIES, float(guidance))
         policy = own.policy if policy is None else policy
-        layout, number = self.layout, own.steps if steps is None else steps
-        most = layout.caption + layout.question + layout.answer + math.prod(layout.grid)
-        if isinstance(policy, Unmask) and policy.plan == Walk() and policy.revision is None and number > most:
-            raise ValueError(f"steps={number}: a step fills one position at least, and a row has {most}")
+        if steps is not None and isinstance(policy, Unmask) and policy.plan == Walk() and not policy.revision:
+            layout = self.layout
+            most = layout.caption + layout.question + layout.answer + math.prod(layout.grid)
+            if steps > most:
+                raise ValueError(f"steps={steps}: a step fills one position at least, and a row has {most}")
+        number = own.steps if steps is None else steps
         return Settings(steps=number, guidance=scales, policy=policy)
 
     def _denoise(

@@ -196,10 +196,10 @@ def test_pairs_are_shown_with_intervals_tests_and_forwards(page_of):
     assert "Both at once against text first: caption and picture agree more often at 8 forwards, but" in text
     low, high = Rate(150, 200).interval
     assert f"<td>75.0 [{100 * low:.1f}, {100 * high:.1f}]</td>" in text
-    assert text.count("<td>100</td>") == 6  # distinct captions
-    assert text.count("<td>background 0.56</td>") == 6
+    assert text.count("<td>100</td>") == 8  # distinct captions
+    assert text.count("<td>background 0.56</td>") == 8
     assert "<td>&lt; 0.0001</td>" in text
-    assert text.count("<tr>") == 1 + 6
+    assert text.count("<tr>") == 1 + 8
 
 
 def steps(task: str, right) -> list[Measurement]:

@@ -378,6 +378,10 @@ WRONG: dict[str, tuple[Callable, str]] = {
     "long stream": (lambda p, k: p.stream_text_to_image(LONG), "has room for"),
     "long infill": (lambda p, k: p.infill(LONG + "___"), "do not fit"),
     "long score": (lambda p, k: p.score(k.pictures[0], LONG), "has room for"),
+    "more steps than positions": (
+        lambda p, k: p.text_to_image("a", steps=500, policy=Unmask()),
+        "steps=500: a step fills one position at least",
+    ),
     "no prompt": (lambda p, k: p.text_to_image([]), "got no text, wanted at least one"),
     "no picture": (lambda p, k: p.caption([]), "got no picture, wanted at least one"),
     "no samples": (lambda p, k: p.joint(num_samples=0), "num_samples must be at least 1, got 0"),

@@ -232,16 +232,16 @@ def test_curves_measure_each_point_once_and_draw_them(program, model, tmp_path):
     joint = program(*arguments, "--only", "joint", "--forwards", "2,4")
     assert joint.status == 0
     assert joint.lines[-2:] == [str(tmp_path / "curves.json"), str(tmp_path / "curves.html")]
-    assert [line.split()[0] for line in joint.lines[:-2]] == [f"{n}/6" for n in range(1, 7)]
+    assert [line.split()[0] for line in joint.lines[:-2]] == [f"{n}/8" for n in range(1, 9)]
     guided = program(*arguments, "--only", "guidance,joint", "--scales", "0,1.5", "--forwards", "2,4,8")
-    assert len(guided.lines) == 2 + 2 + 3  # two scales, and of the pairs what is new
+    assert len(guided.lines) == 2 + 2 + 4  # two scales, and of the pairs what is new
     again = program(*arguments, "--only", "guidance,joint", "--scales", "0,1.5", "--forwards", "2,4,8")
     assert again.lines == joint.lines[-2:]
     stored = json.loads((tmp_path / "curves.json").read_text())
-    assert len(stored["measurements"]) == 2 + 9
+    assert len(stored["measurements"]) == 2 + 12
     assert stored["paper"] == {"num": 2, "kinds": ["one", "groups"], "seed": 0}
     dreamt = [found for found in stored["measurements"] if found["line"] in ORDERS]
-    assert sorted(found["forwards"] / found["total"] for found in dreamt) == [2] * 3 + [4] * 3 + [8] * 3
+    assert sorted(found["forwards"] / found["total"] for found in dreamt) == [2] * 4 + [4] * 4 + [8] * 4
     page = (tmp_path / "curves.html").read_text("utf-8")
     assert page.count("<svg") == 1 + 2
     assert "http" not in page
