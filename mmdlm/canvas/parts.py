@@ -53,6 +53,11 @@ class Rows:
             return None
         return self.index.div(length, rounding_mode="floor").unique()
 
+    def moved(self, place: Tensor, length: int) -> Rows:
+        """The same positions in rows of `length`; `place` (B, L) long says which they are there."""
+        sample, column = self.index // place.shape[1], self.index % place.shape[1]
+        return Rows(sample * length + place[sample, column], self.valid)
+
     def gather(self, column: Tensor) -> Tensor:
         """(B, L, ...) -> (M, ...)."""
         return column.reshape(-1, *column.shape[2:])[self.index]

@@ -268,8 +268,7 @@ def _moved(rows: Rows, shown: Shown, canvas: Canvas) -> Rows:
     """Rows of the canvas as rows of what a branch is shown."""
     if shown.place is None:
         return rows
-    sample, column = rows.index // canvas.shape[1], rows.index % canvas.shape[1]
-    return Rows(sample * shown.canvas.shape[1] + shown.place[column], rows.valid)
+    return rows.moved(shown.place.expand(canvas.shape), shown.canvas.shape[1])
 
 
 def _of_view(part: Part, mine: Tensor, length: int, view: Shown, batch: int) -> list[Part]:
@@ -290,8 +289,8 @@ def _back(parts: list[Part], shown: Shown, canvas: Canvas) -> list[Part]:
     home = torch.zeros(length, dtype=torch.long, device=canvas.device)
     there = shown.place >= 0
     home[shown.place[there]] = torch.arange(canvas.shape[1], device=canvas.device)[there]
-    index = [part.rows.index // length * canvas.shape[1] + home[part.rows.index % length] for part in parts]
-    return [Part(Rows(i, p.rows.valid), p.ids, p.logits) for i, p in zip(index, parts, strict=True)]
+    home = home.expand(canvas.shape[0], length)
+    return [Part(part.rows.moved(home, canvas.shape[1]), part.ids, part.logits) for part in parts]
 
 
 def _guide(part: Part, own: Part, free: Part | None, scale: Tensor, canvas: Canvas) -> Part:

@@ -126,6 +126,12 @@ class Path:
         return {_SPENT: state.memory.get(_SPENT, torch.zeros_like(windows.runs)) + worked}
 
 
+def check_whole(plan: Plan, who: object) -> None:
+    """Raises ValueError for blocks, on behalf of what opens again what is written."""
+    if isinstance(plan, Path) and plan.blocks is not None:
+        raise ValueError(f"{who} opens again what is written: it wants spans as wholes, got {plan.blocks}")
+
+
 def first_of(runs: Tensor) -> Tensor:
     """(B, L) long: the first position of each position's run, -1 outside of runs."""
     place = torch.arange(runs.shape[1], device=runs.device).expand_as(runs)

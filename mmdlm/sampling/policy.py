@@ -14,11 +14,11 @@ from mmdlm.canvas import IMAGE, TEXT, Canvas, Part, Rows
 from mmdlm.diffusion.schedule import Linear, Schedule
 from mmdlm.sampling.draw import CHOICE, REVEAL, TOKEN, draw, gumbel
 from mmdlm.sampling.modality import ByModality, by_modality, spread
-from mmdlm.sampling.order import Drawn, Halton, Order, Peak, ahead, rank
-from mmdlm.sampling.plan import Path, Plan, Windows, first_of
+from mmdlm.sampling.order import Drawn, Order, ahead, rank
+from mmdlm.sampling.plan import Path, Plan, Windows, check_whole, first_of
 from mmdlm.sampling.quota import Quota, Rule, Scheduled
 from mmdlm.sampling.remask import Remask
-from mmdlm.sampling.revise import Planned, Revision
+from mmdlm.sampling.revise import Revision
 from mmdlm.sampling.scale import Ramp, Scale, scaled
 from mmdlm.sampling.state import UNSETTLED, Move, Proposal, State, Step, apply
 
@@ -123,20 +123,15 @@ class Unmask(Policy):
     def __post_init__(self) -> None:
         _check_draw(self.temperature, self.top_k, self.top_p)
         _check_not_negative("choice_temperature", self.choice_temperature)
-        if self.revision is not None and self.revision.whole:
-            _check_whole(self.plan, self.revision)
-        if isinstance(self.revision, Planned):
-            if any(rule is not None for rule in ByModality.of(self.rule).both):
-                raise ValueError(f"{self.revision} ranks all positions anew, and heeds no rule")
-            if not all(isinstance(order, Drawn | Peak) for order in ByModality.of(self.order).both):
-                raise ValueError(f"{self.revision} wants an order by log-probability, Drawn or Peak")
+        if self.revision is not None:
+            self.revision.check(self.plan, ByModality.of(self.order).both, ByModality.of(self.rule).both)
 
     def begin(self, state: State) -> State:
         """Raises ValueError for an order that does not fit the canvas."""
         if self.revision is not None:
             state = self.revision.begin(state)
         for modality, order in zip((TEXT, IMAGE), ByModality.of(self.order).both, strict=True):
-            if isinstance(order, Halton):
+            if hasattr(order, "check"):
                 order.check(state, modality)
         return state
 
@@ -253,7 +248,7 @@ class Ancestral(Policy):
         if not 0.0 <= self.eps < 1.0:
             raise ValueError(f"the walk ends at a time in [0, 1), got eps {self.eps}")
         if self.remask is not None:
-            _check_whole(self.plan, self.remask)
+            check_whole(self.plan, self.remask)
 
     def ask(self, state: State) -> Rows:
         """The holes that this step reveals."""
@@ -346,11 +341,6 @@ def _by_row(value, image: Tensor, nothing):
         return both.text
     text, other = (nothing if value is None else value for value in (both.text, both.image))
     return torch.where(image, other, text)
-
-
-def _check_whole(plan: Plan, who: object) -> None:
-    if isinstance(plan, Path) and plan.blocks is not None:
-        raise ValueError(f"{who} opens again what is written: it wants spans as wholes, got {plan.blocks}")
 
 
 def _check_draw(temperature, top_k, top_p) -> None:

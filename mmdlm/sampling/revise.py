@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,22 +13,25 @@ from torch import Tensor
 
 from mmdlm.canvas import IMAGE, TEXT
 from mmdlm.sampling.draw import NOISE
-from mmdlm.sampling.order import count, rank
-from mmdlm.sampling.plan import Windows
+from mmdlm.sampling.order import Drawn, Order, Peak, count, rank
+from mmdlm.sampling.plan import Plan, Windows, check_whole
+from mmdlm.sampling.quota import Rule
 from mmdlm.sampling.state import UNSETTLED, State, Step
 
 _AFTER = "after"  # in a state's memory: steps since the run of a position was full
 
 
-class Revision:
+class Revision(ABC):
     """Looks again at what is written; by default at nothing.
 
-    `needs` names the columns of `Proposal` that a revision reads beside the usual ones; `whole` says that it
-    wants spans as wholes, not in blocks.
+    `needs` names the columns of `Proposal` that a revision reads beside the usual ones.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    whole: ClassVar[bool] = False
+
+    def check(self, plan: Plan, orders: Sequence[Order], rules: Sequence[Rule | None]) -> None:
+        """Raises ValueError where it does not go with the plan, or an order or rule of a modality."""
+        return
 
     def begin(self, state: State) -> State:
         """The state before the first step."""
@@ -40,6 +45,7 @@ class Revision:
         """(B, L) bool: the written positions that the model is asked about."""
         return torch.zeros_like(state.initial)
 
+    @abstractmethod
     def revise(
         self, step: Step, score: Tensor, windows: Windows, write: Tensor, number: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -48,7 +54,7 @@ class Revision:
         `write` says which holes would be filled without a revision, `number` (B, L) how many are due in each
         run, `score` (B, L) the order's.
         """
-        raise NotImplementedError
+        ...
 
     def remember(self, step: Step, windows: Windows, write: Tensor) -> dict[str, Tensor]:
         """What the revision wants to find in the memory of the next state."""
@@ -70,11 +76,17 @@ class Planned(Revision):
 
     eta: float = 1.0
     needs = frozenset({"current"})
-    whole = True
 
     def __post_init__(self) -> None:
         if not self.eta >= 0.0:
             raise ValueError(f"eta must be at least 0, got {self.eta}")
+
+    def check(self, plan: Plan, orders: Sequence[Order], rules: Sequence[Rule | None]) -> None:
+        check_whole(plan, self)
+        if any(rule is not None for rule in rules):
+            raise ValueError(f"{self} ranks all positions anew, and heeds no rule")
+        if not all(isinstance(order, Drawn | Peak) for order in orders):
+            raise ValueError(f"{self} wants an order by log-probability, Drawn or Peak")
 
     def looks(self, state: State, windows: Windows) -> Tensor:
         return state.written & (windows.after < 1.0) & (windows.after > windows.before)
@@ -181,8 +193,6 @@ class Uniform(Revision):
     there are no holes to tell the level of noise.
     """
 
-    whole = True
-
     text: tuple[int, int] | None = None
     image: tuple[int, int] | None = None
 
@@ -190,6 +200,9 @@ class Uniform(Revision):
         for ids in (self.text, self.image):
             if ids is not None and not 0 <= ids[0] < ids[1]:
                 raise ValueError(f"ids are (first, behind the last), got {ids}")
+
+    def check(self, plan: Plan, orders: Sequence[Order], rules: Sequence[Rule | None]) -> None:
+        check_whole(plan, self)
 
     def begin(self, state: State) -> State:
         """Raises ValueError where holes have a modality without ids."""

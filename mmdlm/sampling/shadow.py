@@ -58,8 +58,8 @@ class _ShadowedPredict:
             home = torch.cat([own, index], dim=1)
             behind = torch.arange(length, home.shape[1], device=canvas.device).expand_as(index)
             place = torch.cat([own, own[:, :1]], dim=1).scatter(1, index, behind)[:, :-1]
-            parts = self._predict(self._shown(canvas, index), _moved(rows, place, home.shape[1]))
-            parts = [Part(_moved(part.rows, home, length), part.ids, part.logits) for part in parts]
+            parts = self._predict(self._shown(canvas, index), rows.moved(place, home.shape[1]))
+            parts = [Part(part.rows.moved(home, length), part.ids, part.logits) for part in parts]
         return parts if reduce is None else [reduce(part) for part in parts]
 
     def _shown(self, canvas: Canvas, index: Tensor) -> Canvas:
@@ -85,9 +85,3 @@ class _ShadowedPredict:
             copy=behind(plain + PLAIN, torch.full_like(index, SHADOW)).to(torch.uint8),
             soft=None if canvas.soft is None else behind(canvas.soft),
         )
-
-
-def _moved(rows: Rows, place: Tensor, length: int) -> Rows:
-    """Rows of a canvas as rows of one of `length` positions; `place` (B, L) says which they are there."""
-    sample, column = rows.index // place.shape[1], rows.index % place.shape[1]
-    return Rows(sample * length + place[sample, column], rows.valid)

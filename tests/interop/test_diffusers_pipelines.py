@@ -263,7 +263,7 @@ def test_a_step_tells_what_became_of_each_position() -> None:
     assert not goes_on(False)
 
 
-def test_what_cannot_be_done_is_refused() -> None:
+def test_what_cannot_be_done_is_refused(model) -> None:
     scheduler = PolicyScheduler(Unmask(), mask=MASK)
     with pytest.raises(ValueError, match="set_timesteps must come before"):
         scheduler.step(torch.zeros(1, 4, 16), 0, torch.full((1, 4), MASK))
@@ -274,4 +274,4 @@ def test_what_cannot_be_done_is_refused() -> None:
     with pytest.raises(ValueError, match="holes hold the mask, not noise"):
         scheduler.step(torch.zeros(1, 4, 16), 0, torch.full((1, 4), MASK))
     with pytest.raises(ValueError, match="at least 1 position, got 0"):
-        BlockCausalModel(None, block=0)  # type: ignore[arg-type]
+        BlockCausalModel(model, block=0)

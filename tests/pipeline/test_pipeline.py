@@ -2,77 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from asked import ASK, DRAWS, HOLES, WRITES, ask, patches, pixels, results
 from PIL import Image
 from torch import Tensor
 
 from mmdlm import Pipeline, __version__
 from mmdlm import jobs as tasks
-from mmdlm.output import Output
 from mmdlm.pretrained import Settings
 from mmdlm.sampling import Ancestral, Unmask
-
-HOLES = ["a ___ red circle on a ___ background", "___ large star", "two green ___"]
-# Every generating method, asked for the samples `which` of three.
-ASK: dict[str, Callable[..., Output]] = {
-    "text_to_image": lambda pipe, kit, which, **o: pipe.text_to_image([kit.prompts[i] for i in which], **o),
-    "caption": lambda pipe, kit, which, **o: pipe.caption([kit.pictures[i] for i in which], **o),
-    "answer": lambda pipe, kit, which, **o: pipe.answer(
-        [kit.pictures[i] for i in which], [kit.questions[i] for i in which], **o
-    ),
-    "joint": lambda pipe, kit, which, **o: pipe.joint([("", "a small", "two")[i] for i in which], **o),
-    "text": lambda pipe, kit, which, **o: pipe.text([("", "a small", "two")[i] for i in which], **o),
-    "infill": lambda pipe, kit, which, **o: pipe.infill(
-        [HOLES[i] for i in which], [kit.pictures[i] for i in which], **o
-    ),
-    "inpaint": lambda pipe, kit, which, **o: pipe.inpaint(
-        [kit.pictures[i] for i in which],
-        [kit.masks[i] for i in which],
-        [kit.prompts[i] for i in which],
-        **o,
-    ),
-}
-DRAWS, WRITES = ("text_to_image", "joint", "inpaint"), ("caption", "answer", "joint", "text", "infill")
-ALL = (0, 1, 2)
-
-
-def ask(task: str, pipe: Pipeline, kit, which: Sequence[int] = ALL, **options) -> Output:
-    return ASK[task](pipe, kit, which, **{"progress": False, "seed": 5, **options})
-
-
-def pixels(images: Sequence[Image.Image]) -> list[bytes]:
-    return [image.tobytes() for image in images]
-
-
-def results(output: Output) -> list[tuple]:
-    """What each sample is, in a form that can be compared."""
-    columns = [column for column in (output.texts, pixels(output.images)) if column]
-    return list(zip(*columns, strict=True))
-
-
-def shown(name: str, kit) -> tuple:
-    """What a stream is asked for."""
-    return {
-        "text_to_image": (kit.prompts[0],),
-        "caption": (kit.pictures[0],),
-        "joint": (),
-        "inpaint": (kit.pictures[0], kit.masks[0], kit.prompts[0]),
-        "answer": (kit.pictures[0], kit.questions[0]),
-        "text": ("a small",),
-        "infill": ("a" + " ___" * 8 + " circle", kit.pictures[0]),
-    }[name]
-
-
-def stream(name: str, pipe: Pipeline, kit, **options):
-    return getattr(pipe, f"stream_{name}")(*shown(name, kit), seed=5, **options)
-
 
 # kinds and shapes
 
@@ -210,6 +154,13 @@ def test_tasks_without_settings_have_the_default(kit):
     assert bare.settings["caption"] == Settings()
 
 
+def test_the_policy_of_a_call_is_heeded_at_temperature_zero(kit):
+    layout = kit.pipe.layout
+    pipe = kit.even()
+    cold = pipe.caption(kit.pictures[0], policy=Unmask(temperature=0.0), steps=1, progress=False)
+    assert cold.texts == (kit.pipe.text_tokenizer.decode([0] * layout.caption),)
+
+
 # what is given stays
 
 
@@ -277,12 +228,6 @@ class Spy:
     def decode(self, codes: Tensor) -> Tensor:
         self.decoded.append(codes)
         return self.inner.decode(codes)
-
-
-def patches(mask: Image.Image) -> np.ndarray:
-    """(4, 4) bool: the 16 x 16 patches that hold a pixel that is not 0."""
-    where = np.asarray(mask.convert("L")) > 0
-    return where.reshape(4, 16, 4, 16).any(axis=(1, 3))
 
 
 def test_inpainting_opens_what_the_mask_touches_and_nothing_else(kit):
@@ -440,126 +385,3 @@ def test_settings_of_an_unknown_task_are_refused(kit):
     message = re.escape("settings for unknown tasks ['drawing']; the tasks are text_to_image, caption")
     with pytest.raises(ValueError, match=message):
         Pipeline.untrained(kit.pipe.codec, dim=32, depth=1, settings={"drawing": Settings()})
-
-
-# streams
-
-
-@pytest.mark.parametrize("name", ASK)
-def test_a_stream_shows_each_step_and_ends_where_the_call_does(kit, name):
-    moments = list(stream(name, kit.pipe, kit))
-    assert [moment.step for moment in moments] == [0, 1, 2, 3, 4]
-    assert {moment.steps for moment in moments} == {4}
-    output = getattr(kit.pipe, name)(*shown(name, kit), seed=5, progress=False)
-    assert moments[-1].texts == output.texts
-    assert pixels(moments[-1].images) == pixels(output.images)
-
-
-@pytest.mark.parametrize(("name", "text", "image"), [
-    ("text_to_image", 0.0, 1.0),
-    ("caption", 1.0, 0.0),
-    ("joint", 1.0, 1.0),
-    ("inpaint", 0.0, 4 / 16),
-    ("infill", 8 / 64, 0.0),
-])  # fmt: skip
-def test_levels_fall_to_zero_where_something_is_made_and_stay_zero_where_it_is_given(kit, name, text, image):
-    levels = [moment.levels for moment in stream(name, kit.pipe, kit)]
-    assert levels[0] == pytest.approx({"text": text, "image": image})
-    assert levels[-1] == {"text": 0.0, "image": 0.0}
-    for modality, start in (("text", text), ("image", image)):
-        walk = [level[modality] for level in levels]
-        assert walk == sorted(walk, reverse=True)
-        assert (len(set(walk)) == 1) == (start == 0.0)
-
-
-def test_beside_text_alone_the_picture_stays_unknown(kit):
-    levels = [moment.levels for moment in stream("text", kit.pipe, kit)]
-    given = len(kit.pipe.text_tokenizer.encode("a small"))
-    assert levels[0] == pytest.approx({"text": 1 - given / kit.pipe.layout.caption, "image": 1.0})
-    assert levels[-1] == {"text": 0.0, "image": 1.0}
-
-
-@pytest.mark.parametrize("name", ASK)
-def test_a_stream_that_is_left_asks_the_model_no_more(kit, name):
-    pipe, model = kit.watched()
-    for moment in stream(name, pipe, kit, steps=4):
-        assert model.calls == moment.step
-        if moment.step == 2:
-            break
-    assert model.calls == 2
-
-
-def test_what_is_not_drawn_yet_is_grey(kit):
-    first, *_, last = stream("text_to_image", kit.pipe, kit)
-    assert (np.asarray(first.images[0]) == 128).all()
-    assert (np.asarray(last.images[0]) != 128).any()
-    begun = next(stream("inpaint", kit.pipe, kit))
-    holes = patches(kit.masks[0]).repeat(16, 0).repeat(16, 1)
-    assert (np.asarray(begun.images[0])[holes] == 128).all()
-    assert (np.asarray(begun.images[0])[~holes] != 128).any()
-
-
-# likelihood
-
-
-def test_scores_are_those_of_an_even_model(kit):
-    vocab, layout = kit.pipe.layout.vocab, kit.pipe.layout
-    score = kit.even().score(kit.pictures[:2], kit.prompts[:2], draws=5, progress=False)
-    text = -layout.caption * math.log(vocab.num_text + 1)
-    image = -16 * math.log(vocab.num_codes)
-    for name, nats in {
-        "joint": text + image,
-        "text_given_image": text,
-        "image_given_text": image,
-        "text": text,
-        "image": image,
-    }.items():
-        # the joint bound is even only on average: a draw masks as many texts as codes only roughly
-        wanted = pytest.approx([nats] * 2, abs=5 * max(score.error[name]) + 1e-3)
-        assert list(getattr(score, name)) == wanted, name
-    assert score.error["text"] == pytest.approx((0.0, 0.0), abs=1e-3)
-    assert score.pmi == pytest.approx((0.0, 0.0), abs=5 * max(score.error["joint"]) + 1e-3)
-
-
-def test_scores_follow_the_seed_and_the_pairs(kit):
-    pipe = kit.pipe
-    pictures, prompts = kit.pictures[:2], kit.prompts[:2]
-    first, again = (pipe.score(pictures, prompts, draws=4, seed=1, progress=False) for _ in range(2))
-    assert first == again
-    assert first.joint != pipe.score(pictures, prompts, draws=4, seed=2, progress=False).joint
-    sides = zip(first.joint, first.text, first.image, strict=True)
-    assert first.pmi == pytest.approx([joint - text - image for joint, text, image in sides])
-    assert set(first.error) == {"joint", "text_given_image", "image_given_text", "text", "image"}
-    for name, errors in first.error.items():
-        values = getattr(first, name)
-        assert len(values) == len(errors) == 2
-        assert all(value < 0 and math.isfinite(value) for value in values)
-
-
-def test_scores_of_many_pairs_are_taken_in_batches(kit, capsys):
-    one = kit.like(batch_size=1)
-    pictures, prompts = kit.pictures[:2], kit.prompts[:2]
-    alone = [one.score(p, t, draws=4, progress=False) for p, t in zip(pictures, prompts, strict=True)]
-    both = one.score(pictures, prompts, draws=4, progress=False)
-    assert both.joint == (*alone[0].joint, *alone[1].joint)
-    assert both.error["image"] == (*alone[0].error["image"], *alone[1].error["image"])
-    assert capsys.readouterr() == ("", "")
-
-
-def test_a_model_that_knows_the_caption_gives_it_probability_one(kit):
-    layout, encode = kit.pipe.layout, kit.pipe.text_tokenizer.encode
-    end = layout.vocab.specials["end"]
-    ids = encode(kit.prompts[0])
-    whole = [*ids, *([end] * (layout.caption - len(ids)))]
-    pipe = kit.saying(whole, layout.pair_frame.places[0].start, layout.pair_frame.length)
-    right, wrong = (pipe.score(kit.pictures[0], text, draws=2, progress=False) for text in kit.prompts[:2])
-    assert right.text_given_image == pytest.approx((0.0,), abs=1e-3)
-    assert right.text == pytest.approx((0.0,), abs=1e-3)
-    assert wrong.text[0] < -100
-
-
-def test_the_policy_of_a_call_is_heeded_at_temperature_zero(kit):
-    layout = kit.pipe.layout
-    pipe = kit.even()
-    cold = pipe.caption(kit.pictures[0], policy=Unmask(temperature=0.0), steps=1, progress=False)
-    assert cold.texts == (kit.pipe.text_tokenizer.decode([0] * layout.caption),)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 
 from mmdlm.canvas import IMAGE, TEXT, Canvas, Part, Rows
+from mmdlm.model import Predictor, Transformer, TransformerConfig
 
 TEXT_IDS, IMAGE_IDS, MASK = slice(0, 6), slice(8, 19), 19
 
@@ -121,12 +123,33 @@ def chi_square(counts: torch.Tensor, law: torch.Tensor) -> float:
     return float(((counts - expected) ** 2 / expected).sum() / limit)
 
 
+def lively(*, depth: int = 2, num_heads: int = 2, seed: int = 0, **more: Any) -> Predictor:
+    """A real model in float64 whose weights were moved, so that every input matters."""
+    config = TransformerConfig(
+        vocab_size=MASK + 1,
+        dim=32,
+        depth=depth,
+        num_heads=num_heads,
+        text=(TEXT_IDS.start, TEXT_IDS.stop),
+        image=(IMAGE_IDS.start, IMAGE_IDS.stop),
+        mask=MASK,
+        **more,
+    )
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        predictor = Predictor(Transformer(config)).double().eval()
+        for weight in predictor.parameters():
+            weight.add_(torch.randn(weight.shape, dtype=torch.float64) * 0.15)
+    return predictor
+
+
 class Kit:
     """What the tests of this folder share."""
 
     text_ids, image_ids, mask = TEXT_IDS, IMAGE_IDS, MASK
     Fake, Oracle = Fake, Oracle
     holes, pair, chi_square = staticmethod(holes), staticmethod(pair), staticmethod(chi_square)
+    lively = staticmethod(lively)
 
     @staticmethod
     def last(states):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmdlm.canvas import Canvas, Rows
-from mmdlm.model import Predictor, Transformer, TransformerConfig
+from mmdlm.model import Predictor
 from mmdlm.sampling import Blocks, Even, Guided, Path, Unmask, denoise, partners
 from mmdlm.sampling.caching import (
     Approximate,
@@ -24,24 +24,7 @@ from mmdlm.sampling.caching import (
 
 @pytest.fixture(scope="module")
 def model(kit) -> Predictor:
-    """A real model in float64 with lively weights and learned places."""
-    config = TransformerConfig(
-        vocab_size=kit.mask + 1,
-        dim=32,
-        depth=3,
-        num_heads=4,
-        num_kv_heads=2,
-        text=(kit.text_ids.start, kit.text_ids.stop),
-        image=(kit.image_ids.start, kit.image_ids.stop),
-        mask=kit.mask,
-        grid=(24, 24),
-    )
-    predictor = Predictor(Transformer(config)).double().eval()
-    rng = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in predictor.parameters():
-            weight.add_(torch.randn(weight.shape, generator=rng, dtype=torch.float64) * 0.15)
-    return predictor
+    return kit.lively(depth=3, num_heads=4, num_kv_heads=2, grid=(24, 24))
 
 
 def blocked(canvas: Canvas, length: int) -> Canvas:

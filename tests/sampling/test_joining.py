@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmdlm.canvas import Canvas, Denoiser
-from mmdlm.model import Predictor, Transformer, TransformerConfig
+from mmdlm.model import Predictor
 from mmdlm.sampling import (
     Ancestral,
     Blocks,
@@ -134,22 +134,7 @@ def check(
 
 @pytest.fixture(scope="module")
 def model(kit) -> Predictor:
-    """A real model in float64 with lively weights."""
-    config = TransformerConfig(
-        vocab_size=kit.mask + 1,
-        dim=32,
-        depth=2,
-        num_heads=2,
-        text=(kit.text_ids.start, kit.text_ids.stop),
-        image=(kit.image_ids.start, kit.image_ids.stop),
-        mask=kit.mask,
-    )
-    predictor = Predictor(Transformer(config)).double().eval()
-    rng = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for weight in predictor.parameters():
-            weight.add_(torch.randn(weight.shape, generator=rng, dtype=torch.float64) * 0.15)
-    return predictor
+    return kit.lively(seed=2)
 
 
 @every_policy

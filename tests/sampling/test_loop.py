@@ -11,7 +11,6 @@ import torch
 
 from mmdlm.canvas import IMAGE, TEXT, Canvas, Part
 from mmdlm.diffusion.schedule import Linear
-from mmdlm.model import Predictor, Transformer, TransformerConfig
 from mmdlm.sampling import (
     Ancestral,
     ByModality,
@@ -64,27 +63,6 @@ def run(denoiser, kit, canvas: Canvas, policy: Policy, steps, samples=None, seed
     return kit.last(states)
 
 
-def tiny(kit, seed: int = 0) -> Predictor:
-    """A real model in float64 with lively weights."""
-    torch_state = torch.get_rng_state()
-    config = TransformerConfig(
-        vocab_size=kit.mask + 1,
-        dim=32,
-        depth=2,
-        num_heads=2,
-        text=(kit.text_ids.start, kit.text_ids.stop),
-        image=(kit.image_ids.start, kit.image_ids.stop),
-        mask=kit.mask,
-    )
-    predictor = Predictor(Transformer(config)).double().eval()
-    rng = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in predictor.parameters():
-            weight.add_(torch.randn(weight.shape, generator=rng, dtype=torch.float64) * 0.15)
-    torch.set_rng_state(torch_state)
-    return predictor
-
-
 @every_policy
 def test_given_tokens_stay_and_no_mask_is_emitted(kit, policy: Policy) -> None:
     canvas = kit.pair(6, 9, given=(2, 4, 8, 11))
@@ -128,7 +106,7 @@ def test_a_model_that_wants_the_mask_does_not_get_it(kit) -> None:
 def test_a_ragged_batch_gives_the_tokens_of_its_members(
     kit, policy: Policy, model: str, guidance: float
 ) -> None:
-    denoiser = kit.Fake() if model == "fake" else tiny(kit)
+    denoiser = kit.Fake() if model == "fake" else kit.lively()
     if guidance:
         denoiser = Guided(denoiser, partners(text=0.5 * guidance, image=guidance), mask=kit.mask)
     rows = members(kit)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmdlm.canvas import Canvas, Part, Rows
-from mmdlm.model import Predictor, Transformer, TransformerConfig
+from mmdlm.model import Predictor
 from mmdlm.sampling import (
     Ancestral,
     Blocks,
@@ -95,22 +95,7 @@ def test_edits_after_the_end_are_those_of_lone_rows(kit) -> None:
 
 @pytest.fixture(scope="module")
 def shallow(kit) -> Predictor:
-    """One layer in float64 with lively weights."""
-    config = TransformerConfig(
-        vocab_size=kit.mask + 1,
-        dim=32,
-        depth=1,
-        num_heads=4,
-        text=(kit.text_ids.start, kit.text_ids.stop),
-        image=(kit.image_ids.start, kit.image_ids.stop),
-        mask=kit.mask,
-    )
-    predictor = Predictor(Transformer(config)).double().eval()
-    rng = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in predictor.parameters():
-            weight.add_(torch.randn(weight.shape, generator=rng, dtype=torch.float64) * 0.15)
-    return predictor
+    return kit.lively(depth=1, num_heads=4)
 
 
 def test_one_layer_says_of_a_shadow_what_it_says_of_a_hole(kit, shallow) -> None:
