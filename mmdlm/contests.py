@@ -192,7 +192,7 @@ def joint(kit: Kit, *, batch: int = 1) -> Contest:
     no_image = canvas.tokens[:, :96].clone()
     no_image[:, 32:] = mask
     terms = [Term(Instead(prefix), _SCALE, IMAGE) for prefix in (no_text, no_image)]
-    guided = Guided(kit.model, terms, mask=mask)
+    guided = Guided(kit.model, terms, mask=mask, batched=batch == 1)
 
     def ours(heat: float) -> Tensor:
         policy = presets.mmada_parallel(image_steps=image_steps, image_temperature=heat)

@@ -63,6 +63,7 @@ _SETTINGS = (
     sampling.Random,
     sampling.Rescaled,
     sampling.Scheduled,
+    sampling.Settled,
     sampling.Stable,
     sampling.Threshold,
     sampling.Unmask,

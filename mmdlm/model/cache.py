@@ -18,15 +18,17 @@ class KeyValues:
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
 
-    def update(self, index: Tensor, keys: Tensor, values: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """(B, length, G, D) each: those of all positions, after the ones at `index` (B, M) were exchanged."""
+    def update(
+        self, index: Tensor, keys: Tensor, values: Tensor, length: int, seen: int
+    ) -> tuple[Tensor, Tensor]:
+        """(B, seen, G, D) each: the first of `length`, after the ones at `index` (B, M) were exchanged."""
         if self.keys is None or self.values is None:
             shape = (keys.shape[0], length + 1, *keys.shape[2:])
             self.keys, self.values = keys.new_zeros(shape), values.new_zeros(shape)
         where = index[:, :, None, None].expand_as(keys)
         self.keys.scatter_(1, where, keys)
         self.values.scatter_(1, where, values)
-        return self.keys[:, :length], self.values[:, :length]
+        return self.keys[:, :seen], self.values[:, :seen]
 
 
 @dataclass

@@ -56,12 +56,23 @@ class AttentionMask:
                 return None
         return AttentionMask(canvas.segment, canvas.block, canvas.copy, canvas.position)
 
-    def at(self, index: Tensor) -> AttentionMask:
-        """The same mask for the queries at `index` (B, M) long alone: its dense form is (B, 1, M, L)."""
+    def at(self, index: Tensor) -> tuple[AttentionMask | None, int]:
+        """The same mask for the queries at `index` (B, M) alone, and n, how many keys (the first) it is for.
+
+        Its dense form is (B, 1, M, n); None where all of them are seen. An index of L stands for nothing. On
+        the CPU n is up to the last key that is seen, elsewhere, where a look would be a host sync, L.
+        """
+        length = self.shape[1]
         mask = AttentionMask(self.segment, self.block, self.copy, self.position)
-        mask.queries = index
+        mask.queries = index.clamp(max=length - 1)
         mask._whole = self
-        return mask
+        if index.device.type != "cpu":
+            return mask, length
+        nothing = (index == length)[:, None, :, None]
+        last = (mask.dense() & ~nothing).any(dim=2) * torch.arange(1, length + 1)
+        keys = max(1, int(last.max()))
+        dense = mask._forms["dense"] = (mask.dense() | nothing)[..., :keys]
+        return None if bool(dense.all()) else mask, keys
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -98,10 +109,7 @@ class AttentionMask:
     def _dense(self) -> Tensor:
         if self._whole is not None and self.queries is not None:
             whole = self._whole.dense()
-            where = self.queries.clamp(max=whole.shape[3] - 1)[:, None, :, None].expand(
-                -1, -1, -1, whole.shape[3]
-            )
-            return whole.gather(2, where)
+            return whole.gather(2, self.queries[:, None, :, None].expand(-1, -1, -1, whole.shape[3]))
         segment = self.segment
         seen = (segment[:, :, None] == segment[:, None, :]) & (segment >= 0)[:, None, :]
         if self.block is not None:

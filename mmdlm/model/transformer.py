@@ -184,15 +184,15 @@ class Transformer(nn.Module):
         x = F.embedding(memory.rows(self._ids(canvas), index), self.embedding.rows())
         x = x if memory.extra is None else x + memory.rows(memory.extra, index)
         table = memory.rows(memory.table, index)
-        mask = None if memory.mask is None else memory.mask.at(index)
         length = canvas.shape[1]
+        mask, seen = (None, length) if memory.mask is None else memory.mask.at(index)
         for block, layer in zip(self.blocks, memory.layers, strict=True):
             x = block(
                 x,
                 table,
                 mask,
                 kernel=self.kernel,
-                cache=lambda k, v, layer=layer: layer.update(index, k, v, length),
+                cache=lambda k, v, layer=layer: layer.update(index, k, v, length, seen),
             )
         memory.store(index, x, canvas.tokens, canvas.masked)
 
@@ -216,8 +216,20 @@ class Transformer(nn.Module):
     def logits(self, features: Tensor, ids: slice) -> Tensor:
         """Scores of `ids` at some features: (M, dim) -> (M, len(ids)), float32 or better."""
         table = self.embedding if self.head is None else self.head
-        scores = F.linear(self.norm(features), table.rows(ids))
+        scores = project(self.norm(features), table.rows(ids))
         return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
+def project(x: Tensor, weight: Tensor) -> Tensor:
+    """x (M, D) times the transpose of `weight` (V, D).
+
+    For a few rows and many columns a CPU is 1.1 to 1.9 times as fast the other way round, on whole vectors.
+    """
+    few = 4 <= x.shape[0] <= 64 and weight.shape[0] >= 4096
+    if not few or x.device.type != "cpu" or torch.is_grad_enabled():
+        return F.linear(x, weight)
+    whole = F.pad(x, (0, 0, 0, -x.shape[0] % 16))
+    return torch.mm(weight, whole.t())[:, : x.shape[0]].t().contiguous()
 
 
 def build_block(config: TransformerConfig) -> Block:

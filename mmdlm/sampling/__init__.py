@@ -31,7 +31,7 @@ from mmdlm.sampling.loop import Result, denoise, resume, sample
 from mmdlm.sampling.modality import ByModality
 from mmdlm.sampling.order import Drawn, Halton, LeftToRight, Margin, NegativeEntropy, Order, Peak, Random
 from mmdlm.sampling.plan import Blocks, Path, Plan, Windows
-from mmdlm.sampling.policy import Ancestral, Ended, Policy, Unmask, propose
+from mmdlm.sampling.policy import Ancestral, Policy, Unmask, propose
 from mmdlm.sampling.quota import (
     Bounded,
     EntropyBelow,
@@ -50,6 +50,7 @@ from mmdlm.sampling.revise import Edited, Planned, Revision, Uniform, Verified
 from mmdlm.sampling.scale import Constant, During, Ramp, Scale
 from mmdlm.sampling.shadow import Shadowed
 from mmdlm.sampling.state import Move, Proposal, State, Step
+from mmdlm.sampling.stop import Ended, Settled
 
 __all__ = [
     "Ancestral",
@@ -105,6 +106,7 @@ __all__ = [
     "Scale",
     "Scheduled",
     "Selector",
+    "Settled",
     "Shadowed",
     "Shown",
     "Spliced",

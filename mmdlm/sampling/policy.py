@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmdlm.canvas import IMAGE, TEXT, Canvas, Part, Rows
+from mmdlm.canvas import IMAGE, TEXT, Part, Rows
 from mmdlm.diffusion.schedule import Linear, Schedule
 from mmdlm.sampling.draw import CHOICE, REVEAL, TOKEN, draw, gumbel
 from mmdlm.sampling.modality import ByModality, by_modality, spread
-from mmdlm.sampling.order import Drawn, Order, ahead, rank
-from mmdlm.sampling.plan import Path, Plan, Windows, check_whole, first_of
+from mmdlm.sampling.order import Drawn, Order, rank
+from mmdlm.sampling.plan import Path, Plan, Windows, check_whole
 from mmdlm.sampling.quota import Quota, Rule, Scheduled
 from mmdlm.sampling.remask import Remask
 from mmdlm.sampling.revise import Revision
 from mmdlm.sampling.scale import Ramp, Scale, scaled
-from mmdlm.sampling.state import UNSETTLED, Move, Proposal, State, Step, apply
+from mmdlm.sampling.state import UNSETTLED, Move, Proposal, State, Step
 
 _ALL = 1 << 62  # a top_k that cuts nothing
 
@@ -289,45 +289,6 @@ class Ancestral(Policy):
     def _clean(self, state: State, time: Tensor) -> Tensor:
         """(B, L) float64: the fraction that is clean at each position's own noise time."""
         return by_modality(self.schedule, state.canvas, lambda schedule: schedule.alpha(time))
-
-
-@dataclass(frozen=True)
-class Ended(Policy):
-    """Another policy, and nothing behind the end of a text.
-
-    Once `end` stands with no hole before it in its span, the rest of the span is `end` from the same step on,
-    whatever the policy wrote there. A row whose text ends early is done early.
-    """
-
-    policy: Policy
-    end: int
-
-    def begin(self, state: State) -> State:
-        return self.policy.begin(state)
-
-    def ask(self, state: State) -> Rows:
-        return self.policy.ask(state)
-
-    def propose(self, state: State, parts: list[Part]) -> Proposal:
-        return self.policy.propose(state, parts)
-
-    def move(self, step: Step) -> Move:
-        move = self.policy.move(step)
-        after = apply(step.state, step.proposal, move, -1)
-        noise = torch.zeros_like(move.noise) if move.filler is None else move.noise  # no word, and no hole
-        behind = self._behind(step.state, after.replace(masked=after.masked | noise))
-        filler = torch.full_like(step.state.canvas.tokens, -1) if move.filler is None else move.filler
-        filler = torch.where(behind, self.end, filler)
-        return replace(move, write=move.write & ~behind, noise=move.noise | behind, filler=filler)
-
-    def _behind(self, state: State, canvas: Canvas) -> Tensor:
-        """(B, L) bool: the positions of texts that have ended before them."""
-        text = (canvas.modality == TEXT) & (state.runs >= 0)
-        first = first_of(torch.where(text, state.runs, -1)).clamp(min=0)
-        left = ahead(canvas.masked & text)
-        ends = text & ~canvas.masked & (canvas.tokens == self.end) & (left == left.gather(1, first))
-        number = ahead(ends)
-        return text & (number > number.gather(1, first))
 
 
 def _needs(parts: Iterable[Any]) -> frozenset[str]:

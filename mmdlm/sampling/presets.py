@@ -11,7 +11,7 @@ from mmdlm.sampling.caching import Approximate, Cache, Drifting, Faintest, Suffi
 from mmdlm.sampling.modality import ByModality
 from mmdlm.sampling.order import Drawn, Halton, Margin, NegativeEntropy, Order, Peak, Random
 from mmdlm.sampling.plan import Blocks, Path
-from mmdlm.sampling.policy import Ancestral, Ended, Policy, Unmask
+from mmdlm.sampling.policy import Ancestral, Policy, Unmask
 from mmdlm.sampling.quota import (
     Bounded,
     Even,
@@ -26,6 +26,7 @@ from mmdlm.sampling.quota import (
 from mmdlm.sampling.remask import Capped, Remask
 from mmdlm.sampling.revise import Edited, Planned, Uniform, Verified
 from mmdlm.sampling.scale import Constant
+from mmdlm.sampling.stop import Ended, Settled
 
 # Presets for text
 
@@ -111,15 +112,24 @@ def entropy_bounded(*, nats: float = 0.1, temperature: float = 1.0, block: int |
     return Unmask(Fixed(1), NegativeEntropy(), Bounded(nats), plan=plan, temperature=temperature)
 
 
-def diffusion_gemma(ids: tuple[int, int], *, nats: float = 0.1, temperature: float = 1.0) -> Unmask:
+def diffusion_gemma(
+    ids: tuple[int, int],
+    *,
+    nats: float = 0.1,
+    temperature: float = 1.0,
+    confidence: float = 0.005,
+    steps: int = 1,
+) -> Policy:
     """DiffusionGemma's canvas: the least entropies stand, all others become random ids, all are drawn anew.
 
     `ids` are the first one and the one behind the last. For models of uniform noise. A row is done when all
-    of it stands, where the released loop waits for a most probable canvas that no longer moves.
+    of it stands, or when its most probable tokens were the same for `steps` steps at a mean entropy below
+    `confidence`, which the released loop takes after temperature.
     """
-    return Unmask(
+    policy = Unmask(
         Fixed(1), NegativeEntropy(), Bounded(nats), revision=Uniform(text=ids), temperature=temperature
     )
+    return Settled(policy, confidence, steps)
 
 
 def wino(*, block: int, threshold: float = 0.6, keep: float = 0.9) -> Unmask:

@@ -128,10 +128,21 @@ def test_some_queries_alone_attend_as_they_do_among_all(rule: str, kernel: Kerne
     q, k, v = queries(torch.float64)
     index = torch.tensor([[3, 11, 0], [6, 2, LENGTH], [7, 5, 6], [4, LENGTH, LENGTH]])
     where = index.clamp(max=LENGTH - 1)[:, :, None, None].expand(-1, -1, *q.shape[2:])
-    out = attend(q.gather(1, where), k, v, mask_of(rule).at(index), kernel=kernel)
+    mask, keys = mask_of(rule).at(index)
+    out = attend(q.gather(1, where), k[:, :keys], v[:, :keys], mask, kernel=kernel)
     expected = by_hand(q, k, v, seen(rule)).gather(1, where)
     real = index < LENGTH
     torch.testing.assert_close(out[real], expected[real], atol=1e-12, rtol=0)
+    assert bool(out.isfinite().all())
+
+
+def test_keys_that_no_query_sees_are_left_out() -> None:
+    mask = AttentionMask(torch.zeros(1, LENGTH, dtype=torch.long), (torch.arange(LENGTH) // 4)[None])
+    assert mask.at(torch.tensor([[1, LENGTH]])) == (None, 4)  # one block, and all of it
+    part, keys = mask.at(torch.tensor([[1, 5]]))
+    assert keys == 8
+    assert part is not None
+    assert part.dense()[0, 0].tolist() == [[True] * 4 + [False] * 4, [True] * 8]
 
 
 @every_rule

@@ -31,6 +31,7 @@ from mmdlm.sampling import (
     Policy,
     Random,
     Scale,
+    Settled,
     Stable,
     State,
     Threshold,
@@ -55,6 +56,7 @@ POLICIES: dict[str, Policy] = {
     "planned": Unmask(revision=Planned(2.0)),
     "uniform": Unmask(Fixed(1), NegativeEntropy(), Bounded(1.0), revision=Uniform((0, 6), (8, 19))),
     "ended": Ended(Unmask(Fixed(1), LeftToRight()), 5),
+    "settled": Settled(Unmask(Fixed(1), NegativeEntropy()), nats=1.2),
     "ancestral": Ancestral(),
     "ancestral, noised again": Ancestral(remask=Doubtful(0.8)),
 }

@@ -7,7 +7,7 @@ import torch
 
 from mmdlm.canvas import TEXT, Canvas
 from mmdlm.sampling import Even, Fixed, LeftToRight, Unmask, denoise, presets, sample
-from mmdlm.sampling.policy import Ended
+from mmdlm.sampling.stop import Ended
 
 TEXTS = {
     "llada": presets.llada(block=4),
