@@ -13,6 +13,12 @@ million parameters, half of them the table of 32 k text ids and 8 k codes.
   joint, joint8             MMaDA-Parallel: text and picture, two branches of guidance; 1 and 8 pairs
   serving                   rows that join and leave a running batch, against one request after the other
   sampler, sampler-greedy   what is not the model's forward, of all the time; the bar is the most it may be
+
+`training`, a group of its own, takes the same optimizer steps by both sides: pairs of captions of 8 to 64
+tokens and pictures of 64 to 256 codes, packed and with logits where the loss is, against a padded batch and
+all logits, as LLaDA and MMaDA train. Printed are how far losses and gradients are apart, tokens a second that
+are no padding, the operations that such a step needs a second, and the most memory that a process takes
+beyond its model (Linux).
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -37,6 +44,8 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    groups = {"nargs": "?", "choices": ("sampling", "training"), "default": "sampling"}
+    parser.add_argument("group", **groups, help="of rows (default: sampling)")
     parser.add_argument("--only", help="names of rows with commas between them (default: all)")
     parser.add_argument("--repeats", type=positive, default=5, help="timed runs of each side (default: 5)")
     parser.add_argument("--threads", type=positive, default=2, help="of torch (default: 2)")
@@ -51,12 +60,14 @@ def main(arguments: Sequence[str]) -> None:
 
     from mmdlm.contests import ROWS, Kit, Share
 
+    if given.group == "training" or given.only == "training":
+        torch.set_num_threads(given.threads)
+        return training(given)
     names = list(ROWS) if given.only is None else given.only.split(",")
     if not set(names) <= set(ROWS):
-        raise ValueError(f"--only {given.only}: wanted some of {', '.join(ROWS)}")
+        raise ValueError(f"--only {given.only}: wanted some of {', '.join(ROWS)}, or training alone")
     torch.set_num_threads(given.threads)
-    shape = SMALL if given.small else LARGE
-    kit = Kit.make(**{**shape, "depth": given.depth or shape["depth"]}, seed=given.seed)
+    kit = Kit.make(**shape_of(given), seed=given.seed)
     size = kit.model.num_parameters() / 1e6
     depth, text, image = kit.model.config.depth, kit.model.text, kit.model.image
     print(
@@ -70,6 +81,56 @@ def main(arguments: Sequence[str]) -> None:
             row = ROWS[name](kit)
             cells = share(row, given.repeats) if isinstance(row, Share) else race(row, given.repeats)
             print(f"{name:<15}" + "".join(cells), flush=True)
+
+
+def shape_of(given: argparse.Namespace) -> dict[str, int]:
+    """The model that is asked for."""
+    shape = SMALL if given.small else LARGE
+    return {**shape, "depth": given.depth or shape["depth"]}
+
+
+def training(given: argparse.Namespace) -> None:
+    """The table of the training steps: both sides by turns."""
+    from mmdlm.canvas import Canvas, efficiency, pack
+    from mmdlm.contests_training import SIDES, Mix, TrainingContest, peak_memory
+
+    mix = Mix(documents=4, row=512) if given.small else Mix()
+    contest = TrainingContest(shape_of(given), mix, given.seed)
+    documents = contest.draw()
+    packed, padded = efficiency(pack(documents, mix.row)), efficiency(Canvas.concat(documents))
+    print(
+        f"{contest.model.num_parameters() / 1e6:.1f} M parameters; {mix.documents} documents a step, rows"
+        f" without padding {packed:.1%} for us, {padded:.1%} for them; float32, {given.threads} threads,"
+        f" medians of {given.repeats}"
+    )
+    loss, gradient = contest.difference(documents)
+    print(f"difference of losses {loss:.1e}, of gradients {gradient:.1e}, with the same softmax")
+    found: dict[str, list[tuple[float, float, float]]] = {side: [] for side in SIDES}
+    for repeat in range(given.repeats + 1):
+        documents = contest.draw()
+        tokens = sum(document.shape[1] for document in documents)
+        for side, measured in found.items():
+            began = time.perf_counter(), time.process_time()
+            contest.step(side, documents)
+            seconds, cpu = time.perf_counter() - began[0], time.process_time() - began[1]
+            if repeat:  # the first one is slower
+                measured.append((tokens / seconds, tokens / cpu, contest.flops(documents) / seconds / 1e9))
+    (ours, our_cpu, our_flops), (theirs, their_cpu, their_flops) = (
+        map(median, zip(*measured, strict=True)) for measured in found.values()
+    )
+    bar, aim = contest.goal
+    print(f"{'row':<15}{'ours':>9}{'naive':>9}{'ratio':>8}{'of CPU':>9}{'bar':>7}{'aim':>7}")
+    ends = f"{bar:>6.1f}x{aim:>6.1f}x"
+    print(
+        f"{'tokens/s':<15}{ours:>9.0f}{theirs:>9.0f}{ours / theirs:>7.2f}x{our_cpu / their_cpu:>8.2f}x{ends}"
+    )
+    print(f"{'needed GFLOP/s':<15}{our_flops:>9.1f}{their_flops:>9.1f}")
+    build = partial(TrainingContest, shape_of(given), mix, given.seed)
+    peaks = [peak_memory(build, side, given.threads) for side in SIDES]
+    mine, other = (0 if peak is None else peak / 2**20 for peak in peaks)
+    if other:
+        part = f"{mine:>9.0f}{other:>9.0f}{mine / other:>8.1%}{'-':>9}{1 / bar:>7.0%}{1 / aim:>7.0%}"
+        print(f"{'peak MiB':<15}{part}", flush=True)
 
 
 def race(contest: Contest, repeats: int) -> Iterator[str]:

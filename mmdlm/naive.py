@@ -1,4 +1,4 @@
-"""Loops of published samplers, written plainly: what `infer/benchmark.py` compares ours with.
+"""Loops of published samplers and a training loss: what `infer/benchmark.py` compares ours with.
 
 They are written from descriptions of the released programs, with what they spend and what they do not see:
 every forward takes all positions, logits are over the whole vocabulary, numbers are float64 where theirs are,
@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmdlm.canvas import IMAGE, TEXT, Canvas
@@ -27,6 +28,7 @@ __all__ = [
     "even",
     "fast_dllm",
     "fast_dllm_dual",
+    "full_vocabulary_losses",
     "llada",
     "llada2",
     "maskgit",
@@ -85,6 +87,33 @@ class FullLogits:
         )
         logits[..., self.mask] = -torch.inf
         return logits
+
+
+def full_vocabulary_losses(model: Predictor, batch: Canvas, *, restricted: bool = False) -> Tensor:
+    """The loss of a padded batch as LLaDA and MMaDA train: every logit of every position, in float32.
+
+    `batch` holds the true ids in `tokens`, the noised places in `masked` and what each counts in `level`. The
+    sum over the modalities of weighted cross-entropies by fillable position. `restricted` forbids the ids
+    of the other modality, which those programs do not: to compare with what does. arXiv:2502.09992,
+    arXiv:2505.15809.
+    """
+    assert batch.level is not None
+    features = model.network.features(batch)
+    logits = model.network.logits(features.flatten(0, 1), slice(0, model.config.vocab_size))
+    logits = logits.unflatten(0, batch.shape)
+    if restricted:
+        for modality, ids in ((TEXT, model.text), (IMAGE, model.image)):
+            legal = torch.zeros(logits.shape[-1], dtype=torch.bool)
+            legal[ids] = True
+            there = (batch.modality == modality).unsqueeze(2)
+            logits = logits.masked_fill(there & ~legal, -torch.inf)
+    losses = F.cross_entropy(logits[batch.masked], batch.tokens[batch.masked], reduction="none")
+    losses = losses * batch.level[batch.masked]
+    total = torch.zeros(())
+    for modality in (TEXT, IMAGE):
+        count = (batch.fillable & (batch.modality == modality)).sum()
+        total = total + losses[batch.modality[batch.masked] == modality].sum() / count
+    return total
 
 
 def llada(

@@ -15,7 +15,7 @@ from mmdlm import __version__, sampling
 from mmdlm.canvas import MODALITIES, Layout
 from mmdlm.diffusion import Cosine, Linear, LogLinear, Polynomial
 from mmdlm.io import Component, Label, from_json, read_folder, resolve, to_json, write_folder
-from mmdlm.model import Predictor, Transformer, TransformerConfig
+from mmdlm.model import Predictor, Transformer, TransformerConfig, lora_layers
 from mmdlm.sampling import Policy, Unmask
 from tokenizers_mm import (
     Autoencoder,
@@ -113,7 +113,10 @@ class Parts:
 
 
 def save_parts(folder: Path | str, parts: Parts, *, card: str = "") -> None:
-    """Write a model folder, whole or not at all. Raises ValueError for tokenizers of others' classes."""
+    """Write a model folder, whole or not at all.
+
+    Raises ValueError for tokenizers of others' classes, and for low-rank updates that are not merged.
+    """
     text, image = parts.text_tokenizer, parts.image_tokenizer
     if not isinstance(text, BytePairTokenizer) or not isinstance(image, Autoencoder):
         wanted = f"{BytePairTokenizer.__name__} and {Autoencoder.__name__}"
@@ -121,6 +124,8 @@ def save_parts(folder: Path | str, parts: Parts, *, card: str = "") -> None:
             f"tokenizers {type(text).__name__} and {type(image).__name__} cannot be saved; wanted {wanted}"
         )
     network, layout = parts.transformer.network, parts.layout
+    if lora_layers(network):
+        raise ValueError("the transformer has low-rank updates: merge_lora it first, or save_lora them alone")
     config = {
         "network": to_json(network.config, _CLASSES),
         "vocab": layout.vocab.to_json(),

@@ -1,8 +1,13 @@
-"""Train one tokenizer: `python train/train_tokenizer.py image DATA --out F` or `... text DATA --out F`."""
+"""Train one tokenizer: `python train/train_tokenizer.py image DATA --out F` or `... text DATA --out F`.
+
+The same command takes an interrupted run up again. For several processes, each with a share of every batch:
+`torchrun --nproc-per-node 2 train/train_tokenizer.py image DATA --out F --parts 2`.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("kind", choices=("image", "text"), help="which tokenizer")
     parser.add_argument("data", nargs="+", help="an imagefolder, text files, or the word scenes")
     parser.add_argument("--out", type=Path, required=True, help="folder for the tokenizer")
@@ -26,6 +32,9 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--steps", type=positive, default=3000, help="image: updates (default: 3000)")
     parser.add_argument("--batch", type=positive, default=32, help="image: pictures an update (default: 32)")
+    parser.add_argument(
+        "--parts", type=positive, default=1, help="image: parts of a batch, worked on at once (default: 1)"
+    )
     parser.add_argument(
         "--held-out",
         type=positive,
@@ -70,6 +79,8 @@ def train_image_tokenizer(given: argparse.Namespace) -> None:
     from mmdlm.training import AdamW, Reconstruction, Run, Trainer, WarmupCosine
     from tokenizers_mm import Autoencoder, AutoencoderConfig
 
+    if given.batch % given.parts:
+        raise ValueError(f"--batch {given.batch}: wanted a multiple of --parts {given.parts}")
     device = find_device(given.device)
     picture, total = pictures(given.data, given.size)
     order = Shuffled(given.seed)(total, 0).tolist()  # files that lie together are often alike
@@ -90,12 +101,21 @@ def train_image_tokenizer(given: argparse.Namespace) -> None:
         context=given.context,
     )
     module = Autoencoder(config).to(device)
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1  # several processes are set up by torchrun
+    threads = given.parts if alone and device.type == "cpu" else 1
     source = Listed(order[len(kept) :].__getitem__, total - len(kept), order=Shuffled(given.seed))
-    Trainer(
+    trainer = Trainer(
         Run(
             module=module,
             objective=Reconstruction(),
-            batches=Batches(source, given.batch, collate=lambda indices, rng: batch(indices), prefetch=1),
+            batches=Batches(
+                source,
+                given.batch // given.parts,
+                collate=lambda indices, rng: batch(indices),
+                prefetch=given.parts,
+            ),
+            accumulate=given.parts,
+            threads=threads,
             steps=given.steps,
             folder=given.out / "run",
             optimizer=AdamW(lr=3e-3, weight_decay=0.01),
@@ -103,7 +123,10 @@ def train_image_tokenizer(given: argparse.Namespace) -> None:
             ema=None,
             checkpoint_every=500,
         )
-    ).fit()
+    )
+    trainer.fit()
+    if not trainer.ranks.leads:
+        return
     module.save_pretrained(given.out)
     held_out = batch(kept).to(device)
     scenes = [Scenes().scene(index) for index in kept] if given.data == ["scenes"] else []

@@ -2,6 +2,7 @@
 
 from mmdlm.canvas.canvas import IMAGE, MODALITIES, NOISY, PAD, PLAIN, SHADOW, TEXT, Canvas
 from mmdlm.canvas.layout import Fill, Frame, Run
+from mmdlm.canvas.packing import Packed, efficiency, pack
 from mmdlm.canvas.parts import Denoiser, Part, Predict, Rows
 from mmdlm.canvas.tasks import Layout
 
@@ -18,8 +19,11 @@ __all__ = [
     "Fill",
     "Frame",
     "Layout",
+    "Packed",
     "Part",
     "Predict",
     "Rows",
     "Run",
+    "efficiency",
+    "pack",
 ]

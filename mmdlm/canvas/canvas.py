@@ -14,7 +14,7 @@ MODALITIES = {"text": TEXT, "image": IMAGE}
 PLAIN, NOISY, SHADOW = 0, 1, 2
 
 # What a padded position holds in each column; a column that is absent here is padded with 0.
-_PADDING = {"segment": -1, "span": -1}
+PADDING = {"segment": -1, "span": -1}
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Canvas:
             value = getattr(self, column.name)
             if value is not None:
                 filler = value.new_full(
-                    (value.shape[0], extra, *value.shape[2:]), _PADDING.get(column.name, 0)
+                    (value.shape[0], extra, *value.shape[2:]), PADDING.get(column.name, 0)
                 )
                 value = torch.cat([value, filler], dim=1)
             columns[column.name] = value

@@ -1,20 +1,16 @@
-"""Image-text pairs whose pictures are codes already: written once, read often; knows no tokenizer."""
+"""Image-text pairs whose pictures are codes, and a source that encodes on the way; knows no tokenizer."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
+from mmdlm.data.images import OnError, Stop
 from mmdlm.data.indexed import Indexed, Order, Shuffled
-from mmdlm.io import atomic_folder
-
-_CODES, _ROWS = "codes.safetensors", "samples.jsonl"
+from mmdlm.data.sample import Sample, SampleError
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,54 +20,96 @@ class Encoded:
     name: str
     codes: np.ndarray  # (h, w) int32
     texts: tuple[str, ...]
+    question: str | None = None
+    answer: str | None = None
 
 
-class EncodedFolder(Indexed[Encoded]):
-    """A folder that `write_encoded` wrote. Raises ValueError, naming the file, for one that is not so."""
+class Encode(Protocol):
+    """Pictures to codes: what an image tokenizer does, with the scaling before it."""
 
-    def __init__(self, path: Path | str, *, order: Order = Shuffled()) -> None:
-        super().__init__(order)
-        self.path = Path(path)
-        try:
-            self._codes = load_file(self.path / _CODES)["codes"]
-            # by "\n" alone: texts may hold what else ends a line in Unicode
-            lines = (self.path / _ROWS).read_text("utf-8").removesuffix("\n").split("\n")
-            self._rows = [(str(row["name"]), tuple(row["texts"])) for row in map(json.loads, lines)]
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{self.path} holds no encoded pairs ({_CODES} and {_ROWS}): {error}") from error
-        if len(self._rows) != len(self._codes) or self._codes.ndim != 3:
-            raise ValueError(
-                f"{self.path}: {len(self._rows)} rows in {_ROWS}, but codes of shape {self._codes.shape}"
-            )
+    def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """n pictures (H, W, 3) uint8, of any sizes, to (n, h, w) integers; the same for the same pictures."""
+        ...
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of codes a picture."""
-        return self._codes.shape[1], self._codes.shape[2]
+
+class OnlineEncoded(Indexed[Encoded]):
+    """The samples of `source` with codes for their pictures, made anew each time they are asked for.
+
+    While iterating, `batch_size` pictures are read and encoded together, always the same ones: after an
+    interruption the codes come from the same batch again. Shards (`encode_shards`) cost this once and not
+    every epoch. Raises ValueError for a sample without a picture.
+    """
+
+    def __init__(
+        self,
+        source: Indexed[Sample],
+        encode: Encode,
+        *,
+        batch_size: int = 32,
+        order: Order = Shuffled(),
+        on_error: OnError = Stop(),
+    ) -> None:
+        super().__init__(order, on_error)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self._source = source
+        self._encode = encode
+        self._batch_size = batch_size
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._source)
 
     def __getitem__(self, index: int) -> Encoded:
-        at = self._at(index)
-        name, texts = self._rows[at]
-        return Encoded(name, self._codes[at], texts)
+        """The sample of that index. Raises SampleError when it cannot be had."""
+        sample = self._source[self._at(index)]
+        return with_codes([sample], self._encode)[0]
 
-    def texts(self) -> list[str]:
-        """Every text of every pair."""
-        return [text for _, texts in self._rows for text in texts]
+    def __iter__(self) -> Iterator[Encoded]:
+        epoch, size = self._epoch, len(self)
+        if size == 0:
+            return
+        order, first, group = self._order(size, epoch), -1, []
+        while self._epoch == epoch:
+            place = self._position % self._batch_size
+            if first != self._position - place:
+                first = self._position - place
+                group = self._group(order[first : first + self._batch_size])
+            pair = group[place]
+            if isinstance(pair, SampleError):
+                self._on_error(pair)
+                self._advance()
+                continue
+            self._advance()
+            yield pair
+
+    def _group(self, indices: np.ndarray) -> list[Encoded | SampleError]:
+        """The pairs of these indices, encoded together, and the error where there is none."""
+        found: list[Sample | SampleError] = []
+        for index in indices:
+            try:
+                found.append(self._source[int(index)])
+            except SampleError as error:
+                found.append(error)
+        pairs = iter(with_codes([one for one in found if isinstance(one, Sample)], self._encode))
+        return [one if isinstance(one, SampleError) else next(pairs) for one in found]
 
 
-def write_encoded(path: Path | str, pairs: Sequence[Encoded]) -> None:
-    """Write pairs as a folder, whole or not at all.
-
-    Raises ValueError for none, or for codes of several shapes.
-    """
-    shapes = {pair.codes.shape for pair in pairs}
-    if len(shapes) != 1:
-        found = f"{len(pairs)} pairs of shapes {sorted(shapes)}"
-        raise ValueError(f"wanted pairs with codes of one shape, got {found}")
-    rows = [json.dumps({"name": pair.name, "texts": list(pair.texts)}, ensure_ascii=False) for pair in pairs]
-    with atomic_folder(path) as folder:
-        save_file({"codes": np.stack([pair.codes for pair in pairs]).astype(np.int32)}, folder / _CODES)
-        (folder / _ROWS).write_text("\n".join(rows) + "\n", "utf-8")
+def with_codes(samples: Sequence[Sample], encode: Encode) -> list[Encoded]:
+    """The samples as pairs, encoded in one call. Raises ValueError for one without a picture."""
+    images = []
+    for sample in samples:
+        if sample.image is None:
+            raise ValueError(f"{sample.name}: has no picture to encode")
+        images.append(sample.image)
+    if not images:
+        return []
+    codes = np.asarray(encode(images))
+    if codes.ndim != 3 or len(codes) != len(images) or codes.dtype.kind not in "iu":
+        raise ValueError(
+            f"encode gave {codes.shape} {codes.dtype} for {len(images)} pictures; "
+            f"wanted ({len(images)}, h, w) integers"
+        )
+    return [
+        Encoded(sample.name, grid, sample.texts, sample.question, sample.answer)
+        for sample, grid in zip(samples, codes.astype(np.int32), strict=True)
+    ]

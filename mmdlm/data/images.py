@@ -12,6 +12,8 @@ from typing import BinaryIO, Protocol
 import numpy as np
 from PIL import Image, ImageOps
 
+from mmdlm.data.sample import SampleError
+
 Colour = tuple[int, int, int]
 WHITE: Colour = (255, 255, 255)
 
@@ -29,16 +31,8 @@ _DEEP = (
 _QUIET = threading.Lock()
 
 
-class ImageError(ValueError):
+class ImageError(SampleError):
     """A picture cannot be had: `name` is the file, `reason` says why."""
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name}: {reason}")
-        self.name = name
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
-        return type(self), (self.name, self.reason)  # across processes, whole
 
 
 def decode(
@@ -149,26 +143,26 @@ def to_array(image: Image.Image) -> np.ndarray:
 
 
 class OnError(Protocol):
-    """What a run does about a picture that cannot be had."""
+    """What a run does about a sample that cannot be had."""
 
-    def __call__(self, error: ImageError) -> None: ...
+    def __call__(self, error: SampleError) -> None: ...
 
 
 @dataclass(frozen=True)
 class Stop:
     """The run ends with the error."""
 
-    def __call__(self, error: ImageError) -> None:
+    def __call__(self, error: SampleError) -> None:
         raise error
 
 
 class Skip:
-    """The run goes on without the picture; `failures` maps its name to the reason, each name once."""
+    """The run goes on without the sample; `failures` maps its name to the reason, each name once."""
 
     def __init__(self) -> None:
         self.failures: dict[str, str] = {}
 
-    def __call__(self, error: ImageError) -> None:
+    def __call__(self, error: SampleError) -> None:
         self.failures[error.name] = error.reason
 
     @property

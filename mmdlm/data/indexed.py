@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from mmdlm.data.images import ImageError, OnError, Stop
+from mmdlm.data.images import OnError, Stop
+from mmdlm.data.sample import SampleError
 
 T = TypeVar("T")
+
+_ITEMS = 0x17E35  # sets the shuffle of items apart from that of groups
 
 
 class Order(Protocol):
@@ -37,12 +41,40 @@ class Shuffled:
     seed: int = 0
 
     def __call__(self, size: int, epoch: int) -> np.ndarray:
-        key = _mix(np.array([self.seed % 2**64], np.uint64))
-        key = _mix(key ^ np.array([epoch], np.uint64))
-        return np.argsort(_mix(np.arange(size, dtype=np.uint64) + key), kind="stable")
+        key = mix(np.array([self.seed % 2**64], np.uint64))
+        key = mix(key ^ np.array([epoch], np.uint64))
+        return np.argsort(mix(np.arange(size, dtype=np.uint64) + key), kind="stable")
 
 
-def _mix(values: np.ndarray) -> np.ndarray:
+@dataclass(frozen=True)
+class Grouped:
+    """Groups of neighbours (`sizes` items each) in random order, `window` of them shuffled together.
+
+    For sources that read a whole group to give one item: one that holds `window` groups reads each once an
+    epoch. As random as `Shuffled` with all groups in one window. Raises ValueError for a window below 1, and
+    for a source of another size.
+    """
+
+    sizes: tuple[int, ...]
+    window: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or not self.sizes or min(self.sizes) < 0:
+            raise ValueError(f"wanted a window of at least 1 and sizes, got {self.window} and {self.sizes}")
+
+    def __call__(self, size: int, epoch: int) -> np.ndarray:
+        if size != sum(self.sizes):
+            raise ValueError(f"the groups have {sum(self.sizes)} items together, the source has {size}")
+        groups = Shuffled(self.seed)(len(self.sizes), epoch)
+        place = np.empty(len(groups), np.int64)
+        place[groups] = np.arange(len(groups))
+        window = np.repeat(place // self.window, self.sizes)  # (size,) of each item
+        drawn = Shuffled(self.seed ^ _ITEMS)(size, epoch)
+        return drawn[np.argsort(window[drawn], kind="stable")]
+
+
+def mix(values: np.ndarray) -> np.ndarray:
     """A bijection of uint64 that scatters: SplitMix64's finaliser (doi:10.1145/2660193.2660195)."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -53,7 +85,7 @@ def _mix(values: np.ndarray) -> np.ndarray:
 class Indexed(ABC, Generic[T]):
     """A source of a known number of items, each to be had by its index: `source[i]`, `len(source)`.
 
-    An ImageError on the way goes to `on_error`; one asked for by index is raised.
+    A SampleError on the way goes to `on_error`; one asked for by index is raised.
     """
 
     def __init__(self, order: Order, on_error: OnError = Stop()) -> None:
@@ -72,15 +104,31 @@ class Indexed(ABC, Generic[T]):
         epoch, size = self._epoch, len(self)
         if size == 0:
             return
-        for index in self._order(size, epoch)[self._position :]:
+        order = self._order(size, epoch)
+        while self._epoch == epoch:
             try:
-                item = self[int(index)]
-            except ImageError as error:
+                item = self[int(order[self._position])]
+            except SampleError as error:
                 self._on_error(error)
                 self._advance()
                 continue
             self._advance()
             yield item
+
+    def skip(self, count: int) -> None:
+        """Pass over the next `count` items, into the next epochs if need be.
+
+        They are loaded only where `on_error` may leave some out, which then do not count.
+        """
+        if isinstance(self._on_error, Stop):
+            epochs, self._position = divmod(self._position + count, max(1, len(self)))
+            self._epoch += epochs
+            return
+        empty = 0  # two in a row (the first may be a rest of an epoch): there are none
+        while count and empty < 2:
+            found = sum(1 for _ in islice(self, count))
+            empty = 0 if found else empty + 1
+            count -= found
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -134,6 +182,10 @@ class Endless(Generic[T]):
             self._position += 1
             yield item
 
+    def skip(self, count: int) -> None:
+        """Pass over the next `count` items."""
+        self._position += count
+
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {"position": self._position}
@@ -141,3 +193,14 @@ class Endless(Generic[T]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken."""
         self._position = state["position"]
+
+
+def forever(source: Iterable[T], what: str = "the source") -> Iterator[T]:
+    """Epoch after epoch. Two empty ones in a row (the first may be a rest) are a ValueError, not a hang."""
+    empty = 0
+    while empty < 2:
+        empty += 1
+        for item in source:
+            empty = 0
+            yield item
+    raise ValueError(f"{what} gave not one item in a whole epoch")

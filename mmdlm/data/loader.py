@@ -6,11 +6,12 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Generic, TypeVar
+from itertools import islice
+from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 
-from mmdlm.data.indexed import Endless, Listed, Shuffled
+from mmdlm.data.indexed import Endless, Listed, Shuffled, forever
 from mmdlm.data.sources import Source
 
 T = TypeVar("T")
@@ -18,6 +19,24 @@ B = TypeVar("B")
 
 _SECONDS = 0.1  # how often a waiting thread looks whether it is still wanted
 _BATCH = 0xBA7C  # sets the streams of collating apart from others of the same seed
+
+Made = tuple[B | None, tuple[str, ...], dict[str, Any]]  # a batch, the names of its items, the state after it
+
+
+@runtime_checkable
+class _Called(Protocol):
+    """An item that its source gave a name."""
+
+    name: str
+
+
+@runtime_checkable
+class Skippable(Protocol):
+    """A source that need not load what nobody wants."""
+
+    def skip(self, count: int) -> None:
+        """Pass over the next `count` items, into the next epochs if need be."""
+        ...
 
 
 class Batches(Generic[T, B]):
@@ -57,25 +76,48 @@ class Batches(Generic[T, B]):
         self._seed = seed
         self._prefetch = prefetch
         self._state: dict[str, Any] = {"batch": 0, "source": source.state_dict()}
-        self._made: Iterator[tuple[B, dict[str, Any]]] | None = None
-        self._ahead: _Ahead[tuple[B, dict[str, Any]]] | None = None
+        self._share = (0, 1)  # made are the batches whose number is the first modulo the second
+        self._names: tuple[str, ...] = ()
+        self._made: Iterator[Made[B]] | None = None
+        self._ahead: _Ahead[Made[B]] | None = None
 
     def __iter__(self) -> Iterator[B]:
         return self
 
     def __next__(self) -> B:
         if self._made is None:
-            made = _make(self._source, self._batch_size, self._collate, self._seed, self._state["batch"])
+            made = _make(
+                self._source, self._batch_size, self._collate, self._seed, self._state["batch"], self._share
+            )
             if self._prefetch:
-                self._ahead = _Ahead(made, self._prefetch)
+                self._ahead = _Ahead(made, self._prefetch * self._share[1])
                 made = iter(self._ahead)
             self._made = made
         try:
-            batch, self._state = next(self._made)
+            batch, self._names, self._state = next(self._made)
         except BaseException:
             self.load_state_dict(self._state)
             raise
-        return batch
+        return cast(B, batch)  # None only in the places of other shares
+
+    def assign(self, index: int, count: int) -> None:
+        """From here on make only every `count`-th batch, the first after `index` others; these come as None.
+
+        So processes share a stream: each makes its own batches, and its state is that of the whole stream.
+        What belongs to other batches is not even loaded where the source is `Skippable`. Raises ValueError
+        unless `index` is in 0 .. count - 1.
+        """
+        if not 0 <= index < count:
+            raise ValueError(f"share {index} of {count}: the index must be in 0 .. count - 1")
+        self.load_state_dict(self._state)
+        self._share = ((self._state["batch"] + index) % count, count)
+
+    def names(self) -> tuple[str, ...]:
+        """Of each item of the batch handed out last: its `name` if it has one, else "item N of the stream".
+
+        N counts from 0 across epochs: for a function of an index without a size it is the index.
+        """
+        return self._names
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch handed out, in the JSON values of the source."""
@@ -104,30 +146,31 @@ def _make(
     collate: Callable[[list[T], np.random.Generator], B],
     seed: int,
     number: int,
-) -> Iterator[tuple[B, dict[str, Any]]]:
-    """Batches from `number` on, each with the state after it."""
-    items: list[T] = []
-    for item in _forever(source):
-        items.append(item)
-        if len(items) == batch_size:
-            state = source.state_dict()
-            rng = np.random.Generator(
-                np.random.Philox(key=np.array([seed, _BATCH], np.uint64), counter=number << 64)
-            )
-            number += 1
-            yield collate(items, rng), {"batch": number, "source": state}
-            items = []
+    share: tuple[int, int],
+) -> Iterator[Made[B]]:
+    """Batches from `number` on; None for those outside the share."""
+    stream = forever(source)
+    while True:
+        items = None
+        if number % share[1] == share[0]:
+            items = list(islice(stream, batch_size))
+        elif isinstance(source, Skippable):
+            source.skip(batch_size)
+        else:
+            for _ in islice(stream, batch_size):
+                pass
+        state = source.state_dict()
+        rng = np.random.Generator(
+            np.random.Philox(key=np.array([seed, _BATCH], np.uint64), counter=number << 64)
+        )
+        first = number * batch_size
+        names = tuple(_name(item, place) for place, item in enumerate(items or (), start=first))
+        number += 1
+        yield None if items is None else collate(items, rng), names, {"batch": number, "source": state}
 
 
-def _forever(source: Source[T]) -> Iterator[T]:
-    """Epoch after epoch. Two empty ones in a row (the first may be a rest) are an error, not a hang."""
-    empty = 0
-    while empty < 2:
-        empty += 1
-        for item in source:
-            empty = 0
-            yield item
-    raise ValueError("the source gave not one item in a whole epoch")
+def _name(item: object, place: int) -> str:
+    return item.name if isinstance(item, _Called) else f"item {place} of the stream"
 
 
 class _Ahead(Generic[T]):
@@ -145,11 +188,23 @@ class _Ahead(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         while True:
-            item, error = self._ready.get()
+            item, error = self._next()
             if error is not None:
                 raise error
             assert item is not None
             yield item
+
+    def _next(self) -> tuple[T | None, BaseException | None]:
+        while True:
+            alive = self._thread.is_alive()  # before the last look: what it made while alive is there then
+            try:
+                return self._ready.get(timeout=_SECONDS)
+            except queue.Empty:
+                if not alive:
+                    raise RuntimeError(
+                        "the thread that makes batches ahead is gone (does a forked process use the loader "
+                        "of its parent? make one of its own there)"
+                    ) from None
 
     def stop(self) -> None:
         self._stopped.set()

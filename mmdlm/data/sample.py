@@ -9,6 +9,18 @@ from typing import Any
 import numpy as np
 
 
+class SampleError(ValueError):
+    """A sample cannot be had: `name` says which (a file, a row of it), `reason` why."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name = name
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[SampleError], tuple[str, str]]:
+        return type(self), (self.name, self.reason)  # across processes, whole
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
     """One item of a data set: a picture, texts that describe it, perhaps a question; or texts alone."""

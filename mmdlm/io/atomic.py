@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+_SIBLING = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.(?P<ending>part|old)")  # what `_sibling` makes
 
 
 def atomic_write(path: Path | str, data: bytes) -> None:
@@ -43,7 +46,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     The parent folders are made. A folder that stood at `path` is replaced as a whole, and only then; with an
     error in the block it stays as it was and the temporary one is removed. Everything is on the disk before
     the rename. Two renames replace an existing folder: a crash right between them leaves the old one whole
-    beside it, as `.NAME.*.old`. Raises ValueError when `path` is a file.
+    beside it, as `.NAME.*.old`, and `recover` puts it back. Raises ValueError when `path` is a file.
     """
     path = Path(path)
     if path.is_symlink():  # replace what the link points to, and keep the link
@@ -61,6 +64,37 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
         raise
     _sync_folder(path.parent)
+
+
+def remove_folder(path: Path | str) -> None:
+    """Delete the folder at `path` so that, after a crash at any moment, it is there in full or not at all.
+
+    OSErrors are passed on; what is left then under a temporary name is cleared by `recover`.
+    """
+    path = Path(path)
+    part = _sibling(path, "part")
+    os.rename(path, part)
+    shutil.rmtree(part)
+
+
+def recover(folder: Path | str) -> list[Path]:
+    """Put in order what writes that were killed left directly in `folder`; the paths that were put back.
+
+    A folder that was being replaced, and is missing now, is put back as it was; half-written files and
+    folders, and those that were being removed, are deleted. Nobody may be writing into `folder` meanwhile.
+    """
+    back = []
+    found = [(path, match) for path in Path(folder).iterdir() if (match := _SIBLING.fullmatch(path.name))]
+    for path, match in sorted(found, key=lambda pair: pair[0].stat().st_mtime, reverse=True):
+        target = path.with_name(match["name"])
+        if match["ending"] == "old" and not target.exists():
+            os.rename(path, target)
+            back.append(target)
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    return back
 
 
 def _exchange(part: Path, path: Path) -> None:

@@ -138,15 +138,12 @@ class AttentionMask:
     def _runs(self) -> tuple[int, ...] | None:
         if self.block is not None or self.copy is not None or self.queries is not None:
             return None
-        runs: list[int] = []
-        for row in self.segment.tolist():
-            begun: set[int] = set()
-            for place, document in enumerate(row):
-                if place and document == row[place - 1]:
-                    runs[-1] += 1
-                elif document in begun and document >= 0:
-                    return None
-                else:
-                    begun.add(document)
-                    runs.append(1)
-        return tuple(runs)
+        segment = self.segment.cpu()  # the one sync
+        begins = torch.ones_like(segment, dtype=torch.bool)
+        begins[:, 1:] = segment[:, 1:] != segment[:, :-1]
+        where = begins.reshape(-1).nonzero().squeeze(1)
+        document = segment.reshape(-1)[where]
+        pairs = torch.stack([where // segment.shape[1], document], dim=1)[document >= 0]
+        ends = torch.cat([where[1:], where.new_tensor([segment.numel()])])
+        twice = len(pairs.unique(dim=0)) < len(pairs)
+        return None if twice else tuple((ends - where).tolist())

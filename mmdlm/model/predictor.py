@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar, cast, overload
 
 import torch
@@ -14,6 +15,8 @@ from mmdlm.model.cache import Memory
 from mmdlm.model.transformer import Transformer, TransformerConfig
 
 T = TypeVar("T")
+
+PIECE = 2**24  # logits: 64 MiB in float32
 
 
 class Predictor(nn.Module):
@@ -75,28 +78,39 @@ class Predictor(nn.Module):
 
     @overload
     def __call__(
-        self, canvas: Canvas, rows: Rows, *, reduce: None = None, chunk: int = 4096
+        self, canvas: Canvas, rows: Rows, *, reduce: None = None, chunk: int | None = None
     ) -> list[Part]: ...
     @overload
     def __call__(
-        self, canvas: Canvas, rows: Rows, *, reduce: Callable[[Part], T], chunk: int = 4096
+        self, canvas: Canvas, rows: Rows, *, reduce: Callable[[Part], T], chunk: int | None = None
     ) -> list[T]: ...
     def __call__(
-        self, canvas: Canvas, rows: Rows, *, reduce: Callable[[Part], T] | None = None, chunk: int = 4096
+        self,
+        canvas: Canvas,
+        rows: Rows,
+        *,
+        reduce: Callable[[Part], T] | None = None,
+        chunk: int | None = None,
     ) -> list[Part] | list[T]:
         return super().__call__(canvas, rows, reduce=reduce, chunk=chunk)
 
     def forward(
-        self, canvas: Canvas, rows: Rows, *, reduce: Callable[[Part], T] | None = None, chunk: int = 4096
+        self,
+        canvas: Canvas,
+        rows: Rows,
+        *,
+        reduce: Callable[[Part], T] | None = None,
+        chunk: int | None = None,
     ) -> list[Part] | list[T]:
         """Logits (float32 or better) at `rows`, one `Part` a vocabulary range.
 
-        With `reduce`, its results instead, over pieces of at most `chunk` rows: where a range takes more than
-        one piece, each piece's logits live only while it is reduced (in training they are computed again for
-        the gradient, so `reduce` must give the same result twice). On the CPU a range without rows gives
-        nothing, and a row of the canvas that nothing is asked of costs nothing.
+        With `reduce`, its results instead, over even pieces of at most `chunk` rows, by default of 2^24
+        logits, whose logits live only while they are reduced: memory does not grow with rows times ids. In
+        training the last pieces, together no more than one full piece, keep them for the gradient, and the
+        others' are computed again, so `reduce` must give the same result twice. On the CPU a range without
+        rows gives nothing, and a row of the canvas that nothing is asked of costs nothing.
         """
-        asked = self._split(canvas, rows)
+        asked = self.asked(canvas, rows)
         if not asked:
             return []
         return self._answers(self._features(canvas, rows), asked, reduce, chunk)
@@ -113,10 +127,10 @@ class Predictor(nn.Module):
         index: Tensor | None,
         *,
         reduce: Callable[[Part], T] | None = None,
-        chunk: int = 4096,
+        chunk: int | None = None,
     ) -> list[Part] | list[T]:
         """As `forward`, from the features in `memory`; those at `index` (B, M) long, if any, made anew."""
-        asked = self._split(canvas, rows)
+        asked = self.asked(canvas, rows)
         if not asked:
             return []
         if index is not None:
@@ -131,18 +145,16 @@ class Predictor(nn.Module):
         features: Tensor,
         asked: list[tuple[Rows, slice]],
         reduce: Callable[[Part], T] | None,
-        chunk: int,
+        chunk: int | None,
     ) -> list[Part] | list[T]:
         if reduce is None:
             return [self._part(features, part_rows, ids) for part_rows, ids in asked]
+        pieces = [piece for rows_of, ids in asked for piece in _pieces(rows_of, ids, chunk)]
+        again = _first_kept(pieces) if torch.is_grad_enabled() else 0
         results: list[T] = []
-        for part_rows, ids in asked:
-            pieces = part_rows.chunks(chunk)
-            for piece in pieces:
-                if len(pieces) > 1 and torch.is_grad_enabled():
-                    results.append(self._reduced_again(features, piece, ids, reduce))
-                else:
-                    results.append(self._reduced(features, piece, ids, reduce))
+        for number, piece in enumerate(pieces):
+            compute = self._reduced_again if number < again else self._reduced
+            results.append(compute(features, piece.rows, piece.ids, reduce))
         return results
 
     def _features(self, canvas: Canvas, rows: Rows) -> Tensor:
@@ -157,7 +169,8 @@ class Predictor(nn.Module):
         features = self.network.features(canvas)
         return shift_right(features, canvas.segment) if self.shift else features
 
-    def _split(self, canvas: Canvas, rows: Rows) -> list[tuple[Rows, slice]]:
+    def asked(self, canvas: Canvas, rows: Rows) -> list[tuple[Rows, slice]]:
+        """`rows` by vocabulary range, with the ids of each; on the CPU only ranges that have rows."""
         asked: list[tuple[Rows, slice]] = []
         for modalities, ids in self._ranges:
             keep = canvas.modality == modalities[0]
@@ -183,8 +196,33 @@ class Predictor(nn.Module):
         banned = [number - ids.start for number in self.illegal if ids.start <= number < ids.stop]
         if banned:
             columns = torch.tensor(banned, device=logits.device)
-            logits = logits.index_fill(1, columns, float("-inf"))
+            logits = logits.index_fill_(1, columns, float("-inf"))  # the product needs no second one of them
         return Part(rows, ids, logits)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    rows: Rows
+    ids: slice
+    share: float  # of the largest piece that there may be
+
+
+def _pieces(rows: Rows, ids: slice, chunk: int | None) -> list[_Piece]:
+    most = max(1, PIECE // max(1, ids.stop - ids.start)) if chunk is None else chunk
+    size = -(-rows.index.shape[0] // -(-rows.index.shape[0] // most))
+    return [_Piece(piece, ids, piece.index.shape[0] / most) for piece in rows.chunks(size)]
+
+
+def _first_kept(pieces: list[_Piece]) -> int:
+    """The first of the last pieces that are together no more than one full piece.
+
+    The gradient takes the last first, when it holds nothing else: it is no cheaper in memory to compute these
+    again than to keep them.
+    """
+    first, share = len(pieces) - 1, pieces[-1].share
+    while first and (share := share + pieces[first - 1].share) <= 1.0:
+        first -= 1
+    return first
 
 
 def shift_right(features: Tensor, segment: Tensor) -> Tensor:

@@ -3,34 +3,51 @@
 Randomness comes from (seed, step, micro-batch) alone: on a CPU a resumed run equals an uninterrupted one.
 """
 
-from mmdlm.training.checkpoint import CheckpointError
+from mmdlm.training.best import EarlyStop, load_best
+from mmdlm.training.checkpoint import CheckpointError, SaveError
 from mmdlm.training.ema import Ema
 from mmdlm.training.optim import WSD, AdamW, BFloat16Autocast, Constant, Float32, Muon, WarmupCosine
+from mmdlm.training.parallel import DDP, FullyShard, Parallel, Ranks, join
 from mmdlm.training.reconstruct import Exchange, Reconstruction
-from mmdlm.training.run import Batches, Divisible, Hook, Moment, Objective, Run, Validation
-from mmdlm.training.trainer import Stopped, Trainer
+from mmdlm.training.run import Batches, Divisible, Hook, Moment, Named, Objective, Run, Validation
+from mmdlm.training.track import Listener, TensorBoard, Trackio, WandB
+from mmdlm.training.trainer import BatchError, Stopped, Trainer
 from mmdlm.training.validate import validate
 
 __all__ = [
+    "DDP",
     "WSD",
     "AdamW",
     "BFloat16Autocast",
+    "BatchError",
     "Batches",
     "CheckpointError",
     "Constant",
     "Divisible",
+    "EarlyStop",
     "Ema",
     "Exchange",
     "Float32",
+    "FullyShard",
     "Hook",
+    "Listener",
     "Moment",
     "Muon",
+    "Named",
     "Objective",
+    "Parallel",
+    "Ranks",
     "Reconstruction",
     "Run",
+    "SaveError",
     "Stopped",
+    "TensorBoard",
+    "Trackio",
     "Trainer",
     "Validation",
+    "WandB",
     "WarmupCosine",
+    "join",
+    "load_best",
     "validate",
 ]

@@ -1,7 +1,9 @@
 """A run's state on the disk: safetensors and JSON under a manifest of sha256, whole or not at all.
 
 A checkpoint is a folder `step-00000100`: `module.safetensors`, `optimizer.safetensors`, `average.safetensors`
-(where there is one), `state.json` (step, data position, what else is plain) and `manifest.json`.
+(where there is one), `state.json` (step, data position, what else is plain) and `manifest.json`. A damaged
+one is reported and left alone: passed over, neither changed nor deleted nor counted among those that stay.
+When the run comes to its step again, it is moved to `broken-step-00000100` to make room.
 """
 
 from __future__ import annotations
@@ -9,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,13 +22,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mmdlm.io.atomic import atomic_folder, atomic_write_json
+from mmdlm.io.atomic import atomic_folder, atomic_write, remove_folder
 
 _NAME = re.compile(r"step-(\d{8,})")
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or that another run has written."""
+
+
+class SaveError(OSError):
+    """Something of a run could not be written (a full disk, mostly); says what stands."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +44,12 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run, in one folder; the `keep` newest ones stay."""
+    """The checkpoints of one run, in one folder; the `keep` newest ones that are whole stay."""
 
     def __init__(self, folder: Path, *, keep: int) -> None:
         self.folder = folder
         self.keep = keep
+        self._whole: dict[int, bool] = {}  # of the steps that this process has written or read
 
     def steps(self) -> list[int]:
         """The steps there is a checkpoint of, ascending; unchecked."""
@@ -53,31 +59,40 @@ class Checkpoints:
         return sorted(int(match.group(1)) for match in matches if match)
 
     def save(self, step: int, checkpoint: Checkpoint) -> Path:
-        """Writes the checkpoint of `step`; older ones than the newest `keep` go only after it stands."""
+        """Writes the checkpoint of `step`; older ones than the newest `keep` go only after it stands.
+
+        Raises SaveError, saying what stands, when it cannot be written; then nothing of it is left.
+        """
         path = self._path(step)
-        with atomic_folder(path) as part:
-            for group, tensors in checkpoint.tensors.items():
-                plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-                save_file(plain, part / f"{group}.safetensors")
-            atomic_write_json(part / "state.json", dict(checkpoint.state))
-            manifest = {file.name: _sha256(file) for file in sorted(part.iterdir())}
-            atomic_write_json(part / "manifest.json", manifest)
-        for old in self.steps()[: -self.keep]:
-            shutil.rmtree(self._path(old))
+        try:
+            with atomic_folder(path) as part:
+                for group, tensors in checkpoint.tensors.items():
+                    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+                    save_file(plain, part / f"{group}.safetensors")
+                atomic_write(part / "state.json", _json(dict(checkpoint.state)))
+                manifest = {file.name: _sha256(file) for file in sorted(part.iterdir())}
+                atomic_write(part / "manifest.json", _json(manifest))
+                if path.exists() and not self._is_whole(step):
+                    path.rename(self._aside(path))
+        except (OSError, SafetensorError) as error:
+            raise SaveError(
+                f"the checkpoint {path} could not be written: {error}; {self._standing()}"
+            ) from error
+        self._whole[step] = True
+        self.prune()
         return path
+
+    def prune(self) -> None:
+        """Removes whole checkpoints older than the `keep` newest such, as each save does at its end."""
+        whole = [each for each in self.steps() if self._is_whole(each)]
+        for old in whole[: -self.keep]:
+            remove_folder(self._path(old))
 
     def load(self, step: int) -> Checkpoint:
         """The checkpoint of `step`, on the CPU; CheckpointError if a file is not as it was saved."""
         path = self._path(step)
         try:
-            manifest: dict[str, str] = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-            stray = manifest.keys() ^ {file.name for file in path.iterdir() if file.name != "manifest.json"}
-            if stray:
-                raise ValueError(f"its manifest and its files disagree about {sorted(stray)}")
-            for name, digest in manifest.items():
-                if _sha256(path / name) != digest:
-                    raise ValueError(f"{name} is not the file that was saved (its sha256 differs)")
-            files = [name for name in manifest if name.endswith(".safetensors")]
+            files = [name for name in _verify(path) if name.endswith(".safetensors")]
             tensors = {name.removesuffix(".safetensors"): load_file(path / name) for name in files}
             return Checkpoint(tensors, json.loads((path / "state.json").read_text(encoding="utf-8")))
         except (OSError, SafetensorError, ValueError, AttributeError) as error:
@@ -86,36 +101,77 @@ class Checkpoints:
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole, None if there is none at all.
 
-        A damaged one is renamed to `broken-step-...`, a warning says so, and the one before it is taken.
-        Raises CheckpointError if there were checkpoints and all of them are damaged.
+        A warning reports each damaged one that is passed over; it is left as it is. Raises CheckpointError if
+        there were checkpoints and all of them are damaged.
         """
         for step in reversed(self.steps()):
             try:
-                return self.load(step)
+                checkpoint = self.load(step)
             except CheckpointError as error:
-                path = self._path(step)
-                aside = path.with_name(f"broken-{path.name}")
-                shutil.rmtree(aside, ignore_errors=True)
-                path.rename(aside)
-                message = f"{error}. It lies in {aside} now; the run falls back to the checkpoint before it."
+                self._whole[step] = False
+                message = f"{error}. It is left as it is and passed over."
                 warnings.warn(message, stacklevel=2)
-        broken = len(list(self.folder.glob("broken-step-*")))  # of earlier attempts too
+            else:
+                self._whole[step] = True
+                return checkpoint
+        broken = len(self.steps()) + len(list(self.folder.glob("broken-step-*")))
         if broken:
-            tried = f"{broken} set aside as broken; to start anew, remove the folder"
+            tried = f"{broken} are damaged; to start anew, remove the folder"
             raise CheckpointError(f"no checkpoint in {self.folder} can be read ({tried})")
         return None
+
+    def _is_whole(self, step: int) -> bool:
+        if step not in self._whole:
+            try:
+                _verify(self._path(step))
+                self._whole[step] = True
+            except (OSError, ValueError, AttributeError) as error:
+                self._whole[step] = False
+                told = f"the checkpoint {self._path(step)} cannot be read: {error}"
+                warnings.warn(f"{told}. It is left as it is and passed over.", stacklevel=3)
+        return self._whole[step]
+
+    def _standing(self) -> str:
+        whole = [step for step in self.steps() if self._is_whole(step)]
+        return f"{self._path(whole[-1]).name} stands" if whole else "there is none before it"
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
+    def _aside(self, path: Path) -> Path:
+        """A name that is free."""
+        aside, number = path.with_name(f"broken-{path.name}"), 1
+        while aside.exists():
+            aside, number = path.with_name(f"broken-{path.name}.{number}"), number + 1
+        return aside
+
+
+def _verify(path: Path) -> list[str]:
+    """The files of a checkpoint, all as they were saved, by its manifest; ValueError or OSError else."""
+    written = (path / "manifest.json").read_bytes()
+    manifest: dict[str, str] = json.loads(written)
+    stray = manifest.keys() ^ {file.name for file in path.iterdir() if file.name != "manifest.json"}
+    if stray:
+        raise ValueError(f"its manifest and its files disagree about {sorted(stray)}")
+    for name, digest in manifest.items():
+        if _sha256(path / name) != digest:
+            raise ValueError(f"{name} is not the file that was saved (its sha256 differs)")
+    if written != _json(manifest):  # no byte of the manifest itself is without a check
+        raise ValueError("manifest.json is not the file that was saved")
+    return list(manifest)
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
 
 def module_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name, live; a tensor with two names (tied) has the first."""
-    seen: set[tuple[int, torch.Size]] = set()
+    seen: set[int] = set()
     tensors = {}
-    for name, value in module.state_dict().items():
-        if isinstance(value, Tensor) and (value.numel() == 0 or (value.data_ptr(), value.shape) not in seen):
-            seen.add((value.data_ptr(), value.shape))
+    for name, value in module.state_dict(keep_vars=True).items():  # live: a tied one is the same object
+        if isinstance(value, Tensor) and id(value) not in seen:
+            seen.add(id(value))
             tensors[name] = value
     return tensors
 

@@ -39,8 +39,16 @@ class Average:
         }
 
     @torch.no_grad()
-    def update(self, number: int) -> None:
-        """Moves the average towards the present weights; `number` is 1 after the first optimizer step."""
+    def update(self, number: int, *, unless: Tensor | None = None) -> None:
+        """Moves the average towards the present weights; `number` is 1 after the first optimizer step.
+
+        It stays where it is where `unless`, () bool on the device, is true.
+        """
+        if unless is not None:
+            weight = torch.where(unless, 0.0, 1.0 - self.ema.at(number))
+            for value, mean in zip(self._live.values(), self.shadow.values(), strict=True):
+                mean.lerp_(value.to(mean.dtype), weight.to(mean.dtype))
+            return
         shadow = list(self.shadow.values())
         live = [value.to(mean.dtype) for value, mean in zip(self._live.values(), shadow, strict=True)]
         get_ema_multi_avg_fn(self.ema.at(number))(shadow, live, number)

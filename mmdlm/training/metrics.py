@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from mmdlm.diffusion.loss import LossOutput
 from mmdlm.io.atomic import atomic_write
 
 Value = float | int | str | None
+Totals = dict[str, dict[str, float]]
 
 
 class Metrics:
@@ -22,11 +23,21 @@ class Metrics:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def append(self, step: int, values: Mapping[str, Value]) -> None:
-        """Adds one line and hands it to the operating system; a number that is not finite becomes null."""
+    def append(self, step: int, values: Mapping[str, Value]) -> dict[str, Value]:
+        """Adds one line and hands it to the operating system; a number that is not finite becomes null.
+
+        Returns the values as they were written. OSErrors (a full disk) are passed on; then nothing is added.
+        """
         finite = {name: None if _broken(value) else value for name, value in values.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **finite}) + "\n")
+        with self.path.open("ab", buffering=0) as file:
+            end, line = file.tell(), (json.dumps({"step": step, **finite}) + "\n").encode()
+            try:
+                if (written := file.write(line)) < len(line):
+                    file.write(line[written:])  # says why it was cut short
+            except OSError:
+                file.truncate(end)
+                raise
+        return finite
 
     def read(self) -> list[dict[str, Value]]:
         """All records. A torn last line (the machine died while writing) is left out.
@@ -70,6 +81,23 @@ class Window:
                 wide = value.detach().to(torch.float64)
                 totals[name] = totals[name] + wide if name in totals else wide
 
+    def join(self, other: Window, *, unless: Tensor | None = None) -> None:
+        """Adds the figures of another window; nothing where `unless`, () bool on the device, is true."""
+        for kind, new in other._totals.items():
+            totals = self._totals[kind]
+            for name, value in new.items():
+                kept = value if unless is None else torch.where(unless, 0.0, value)
+                totals[name] = totals[name] + kept if name in totals else kept
+
+    def over(self, every: Callable[[Totals], list[Totals]]) -> Window:
+        """The figures of all processes, added up; `every` gathers what each of them holds (a host sync)."""
+        total = Window()
+        for state in every(self.state_dict()):
+            other = Window()
+            other.load_state_dict(state, torch.device("cpu"))
+            total.join(other)
+        return total
+
     def losses(self) -> dict[str, float]:
         """The objective per counted position, of each modality that had one (a host sync)."""
         return self._means("sums")
@@ -86,7 +114,7 @@ class Window:
         """Starts the next window."""
         self._totals = {kind: {} for kind in self._totals}
 
-    def state_dict(self) -> dict[str, dict[str, float]]:
+    def state_dict(self) -> Totals:
         """Plain floats for JSON, exact in both directions (a host sync)."""
         return {kind: {n: float(v) for n, v in totals.items()} for kind, totals in self._totals.items()}
 

@@ -59,12 +59,14 @@ class Muon:
     rest: AdamW = AdamW(lr=2e-3)
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer of `module`. Raises ValueError where it has no trainable `nn.Linear` weight."""
+        """The optimizer of `module`. ValueError where no `nn.Linear` weight is trained, or one is sharded."""
         tables = _tables(module)
         layers = [child.weight for child in module.modules() if isinstance(child, nn.Linear)]
         matrices = list({id(w): w for w in layers if w.requires_grad and id(w) not in tables}.values())
         if not matrices:
             raise ValueError("the module has no trainable nn.Linear weight, Muon wants at least one")
+        if any(type(weight.data) is not Tensor for weight in matrices):
+            raise ValueError("Muon wants whole matrices, these are sharded: take DDP(), or another optimizer")
         mine = {id(weight) for weight in matrices}
         groups = []
         for group in self.rest.build(module).param_groups:
@@ -82,7 +84,9 @@ class Muon:
 
 
 class _Muon(torch.optim.AdamW):
-    """AdamW, but for the groups that have a `momentum`."""
+    """AdamW, but for the groups that have a `momentum`. It heeds `found_inf`, as torch's fused ones do."""
+
+    found_inf: Tensor | None = None  # () float, 1 where the gradient is not finite; set before a step
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
@@ -103,22 +107,27 @@ class _Muon(torch.optim.AdamW):
 
     def _move(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         """One step of parameters of equal shape, taken together."""
-        averages = []
+        averages, keep = [], 1.0 if self.found_inf is None else 1.0 - self.found_inf
         for parameter in parameters:
             assert parameter.grad is not None
             state = self.state[parameter]
             if not state:
                 state["step"] = torch.zeros((), device=parameter.device)  # AdamW looks for it when it loads
                 state["momentum"] = torch.zeros_like(parameter)
-            state["step"] += 1
-            average = state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-            averages.append(parameter.grad.lerp(average, group["momentum"]))
+            state["step"] += keep
+            gradient = parameter.grad
+            if self.found_inf is not None:
+                gradient = torch.where(self.found_inf > 0, 0.0, gradient)
+            average = state["momentum"].lerp_(gradient, keep * (1 - group["momentum"]))
+            averages.append(gradient.lerp(average, group["momentum"]))
             parameter.grad = None  # AdamW leaves alone what has no gradient
         size = 0.2 * max(parameters[0].shape) ** 0.5
         for parameter, move in zip(
             parameters, orthogonalise(torch.stack(averages), group["iterations"]), strict=True
         ):
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.mul_(1 - keep * group["lr"] * group["weight_decay"])
+            if self.found_inf is not None:
+                move = move * keep
             parameter.sub_(move.to(parameter.dtype), alpha=group["lr"] * size)
 
 
@@ -202,16 +211,25 @@ class WarmupCosine:
 
 @dataclass(frozen=True, kw_only=True)
 class WSD:
-    """Linear warm-up, then the peak (stable), and over the last `decay` updates linearly down to `floor`."""
+    """Linear warm-up, then the peak (stable), and over the last `decay` updates down to `floor`.
+
+    Of the way down, x ** `power` is done after the share x of these updates: 1 is a straight line, 0.5 the
+    "1-sqrt" of arXiv:2405.18392, which the same paper finds better.
+    """
 
     warmup: int = 0
     decay: int = 0
     floor: float = 0.0
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.power > 0:
+            raise ValueError(f"the power of a decay must be above 0, got {self.power}")
 
     def scale(self, step: int, steps: int) -> float:
         """Factor on the peak at update `step` (0 is the first) of `steps`."""
-        left = min(1.0, (steps - step) / self.decay) if self.decay > 0 else 1.0
-        return min(_warmup(step, self.warmup), self.floor + (1.0 - self.floor) * max(0.0, left))
+        done = min(1.0, max(0.0, 1.0 - (steps - step) / self.decay)) if self.decay > 0 else 0.0
+        return min(_warmup(step, self.warmup), self.floor + (1.0 - self.floor) * (1.0 - done**self.power))
 
 
 class Precision(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from mmdlm.diffusion.loss import LossOutput
+from mmdlm.training.best import EarlyStop
 from mmdlm.training.ema import Ema
 from mmdlm.training.metrics import Value
 from mmdlm.training.optim import AdamW, Float32, LearningRate, OptimizerSpec, Precision, WarmupCosine
+from mmdlm.training.parallel import Parallel
+from mmdlm.training.track import Listener
 
 BatchT = TypeVar("BatchT")
 BatchT_co = TypeVar("BatchT_co", covariant=True)
@@ -56,6 +59,27 @@ class Batches(Protocol[BatchT_co]):
     def load_state_dict(self, state: dict[str, Any], /) -> None: ...
 
 
+@runtime_checkable
+class Assignable(Protocol):
+    """Batches that need not make what another process works on; others are made by all and left lying."""
+
+    def assign(self, index: int, count: int) -> None:
+        """From here on make only every `count`-th batch, the first after `index` others.
+
+        The others come as None, so that the state stays that of the whole stream.
+        """
+        ...
+
+
+@runtime_checkable
+class Named(Protocol):
+    """Batches that can tell what they are made of, for the message about a batch that is no good."""
+
+    def names(self) -> Sequence[str]:
+        """Of each sample of the batch given last, what its source calls it."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Validation(Generic[BatchT]):
     """Every `every` steps and after the last: the held-out loss by modality, on the averaged weights."""
@@ -90,6 +114,10 @@ class Run(Generic[BatchT]):
     `threads` share the processor's cores out among micro-batches, each worked on by fewer cores: small
     networks gain, where most operations are too short for many cores. Results stay those of one thread, up to
     rounding, and are the same each time; the module must not change its buffers in a forward pass.
+
+    Started by `torchrun`, W processes share the micro-batches of every step, so `accumulate` must be a
+    multiple of W. Samples, noise and counts are those of one process and results the same up to rounding: a
+    run may go on with another number of processes. Every process builds the same run.
     """
 
     module: nn.Module
@@ -106,9 +134,13 @@ class Run(Generic[BatchT]):
         1  # micro-batches a step, each one of `batches`; more than one needs a `Divisible` objective
     )
     threads: int = 1  # micro-batches worked on at once; on a CPU, see below
+    parallel: Parallel | None = None  # how the processes of `torchrun` hold the module; None: `DDP()`
     weights: Mapping[str, float] = field(default_factory=dict)  # by modality; 1 where none is given
     validation: Validation[BatchT] | None = None
+    early_stop: EarlyStop | None = None
+    keep_best: str | None = None  # a validation's key: FOLDER/best holds the weights of its lowest value
     hooks: tuple[Hook, ...] = ()  # (every, callable): every so many steps and after the last one
+    listeners: tuple[Listener, ...] = ()  # each is called with the step and every record of the metrics
     seed: int = 0  # of the noise; the library never seeds anything else
     checkpoint_every: int | None = None  # None: only at the end and on a signal
     keep_checkpoints: int = 2
@@ -125,6 +157,8 @@ class Run(Generic[BatchT]):
         for name, value in rhythms.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.validation is None and (self.early_stop is not None or self.keep_best is not None):
+            raise ValueError("early_stop and keep_best need a validation, the run has none")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be above 0 (None: no clipping), got {self.clip}")
         if self.threads > self.accumulate:

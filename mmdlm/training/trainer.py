@@ -7,32 +7,38 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import islice
 from types import FrameType
-from typing import Generic
+from typing import Any, Generic
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from mmdlm.diffusion.loss import LossOutput
-from mmdlm.io.atomic import atomic_write_json
+from mmdlm.io.atomic import atomic_write_json, recover
 from mmdlm.io.config import describe
+from mmdlm.io.lock import locked
+from mmdlm.training.best import TOTAL, Lowest, save_best
 from mmdlm.training.checkpoint import (
     Checkpoint,
     CheckpointError,
     Checkpoints,
+    SaveError,
     module_tensors,
     optimizer_tensors,
     restore_optimizer,
     restore_tensors,
 )
 from mmdlm.training.ema import Average
+from mmdlm.training.finite import Watch
 from mmdlm.training.metrics import Metrics, Value, Window
-from mmdlm.training.run import BatchT, Divisible, Moment, Objective, Run, generator
+from mmdlm.training.parallel import DDP, join, show, shown
+from mmdlm.training.run import Assignable, BatchT, Divisible, Moment, Named, Objective, Run, generator
+from mmdlm.training.track import Audience
 from mmdlm.training.validate import validate
 
 _log = logging.getLogger(__name__)
@@ -42,23 +48,44 @@ class Stopped(SystemExit):
     """A signal ended the run, a checkpoint stands; exit status 128 + number of the signal (TERM: 143)."""
 
 
+class BatchError(ValueError):
+    """The data of a run gave no batch; says of which step, why, and which checkpoint stands."""
+
+
 class Trainer(Generic[BatchT]):
-    """Carries out a `Run`."""
+    """Carries out a `Run`; under `torchrun` together with other processes, each with a `Trainer` of its own.
+
+    Raises ValueError for a run that they cannot share.
+    """
 
     def __init__(self, run: Run[BatchT]) -> None:
         self.run = run
-        self.step = 0  # updates done
+        self.step: int = 0  # updates done
         self.device = next(run.module.parameters()).device
-        self.optimizer = run.optimizer.build(run.module)
-        self.average = None if run.ema is None else Average(run.ema, run.module)
+        self.ranks = join()
+        self.parallel = DDP() if run.parallel is None or self.ranks.world == 1 else run.parallel
+        self._mine = range(self.ranks.rank, run.accumulate, self.ranks.world)  # this process's micro-batches
+        if run.accumulate % self.ranks.world:
+            told = f"accumulate={run.accumulate} for {self.ranks.world} processes, wanted a multiple of them"
+            raise ValueError(f"{told}: each step's micro-batches are shared out")
+        self.module = self.parallel.wrap(run.module, self.ranks)  # is trained: run.module or a copy of it
+        if self.module is not run.module and run.threads > 1:
+            raise ValueError(f"threads={run.threads} cannot share a module that is sharded, wanted 1")
+        self.optimizer = run.optimizer.build(self.module)
+        self.average = None if run.ema is None else Average(run.ema, self.module)
         self.metrics = Metrics(run.folder / "metrics.jsonl")
+        stop, best = run.early_stop, run.keep_best
+        self._patience = None if stop is None else Lowest(stop.key, stop.min_delta)
+        self._best = None if best is None else Lowest(best)
+        self._audience = Audience(run.listeners)
         self.checkpoints = Checkpoints(run.folder / "checkpoints", keep=run.keep_checkpoints)
         self._peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
         self._pool = None if run.threads == 1 else _pool(run.threads, self.device)
         self._window = Window()
         self._norm = torch.zeros((), device=self.device)
-        self._bad = torch.full((), -1, device=self.device)  # number of the first update that was not finite
+        self._watch = Watch()
+        self._masks = _can_mask(self.optimizer, self.device)
         self._seconds = 0.0  # of all updates, also those of earlier processes
         self._recorded = 0.0  # of those, until the last record
         self._began = time.perf_counter()
@@ -66,49 +93,84 @@ class Trainer(Generic[BatchT]):
         self._saved: int | None = None  # step of the last checkpoint
 
     def fit(self) -> nn.Module:
-        """Trains to `run.steps`; returns the module, then with averaged weights and in evaluation mode.
+        """Trains to `run.steps` or an early stop; returns the module, averaged and in evaluation mode.
 
         Takes up the newest whole checkpoint in the run's folder if there is one. On SIGTERM or SIGINT (main
-        thread) it finishes the step, saves, and raises `Stopped`; a second signal kills at once. Raises
-        FloatingPointError at a loss or gradient that is not finite, naming the step.
+        thread) it finishes the step, saves, and raises `Stopped`; a second signal kills at once. One that any
+        process got stops all of them after the same step; only rank 0 writes, reports and calls hooks.
+
+        An update whose loss or gradient is not finite is left out: weights, optimizer and average stay, the
+        step counts, the metrics name its samples; three in a row raise FloatingPointError. InUseError where
+        another process trains in the folder, SaveError where the disk takes no more, BatchError where the
+        data end the run: each says which checkpoint stands.
         """
+        with ExitStack() as held:
+            self.ranks.first(lambda: self._open(held))
+            held.callback(self._audience.close)
+            return self._fit()
+
+    def _open(self, held: ExitStack) -> None:
+        """Takes the folder for this run alone, and clears away what a killed process left there."""
+        self.run.folder.mkdir(parents=True, exist_ok=True)
+        held.enter_context(locked(self.run.folder))
+        with self._writing():
+            for place in (self.run.folder, self.checkpoints.folder, self.run.folder / "best"):
+                if place.is_dir():
+                    recover(place)
+
+    def _fit(self) -> nn.Module:
         run = self.run
-        run.folder.mkdir(parents=True, exist_ok=True)
         self._resume()
-        atomic_write_json(run.folder / "run.json", describe(run))
-        run.module.train()
-        bar = tqdm(total=run.steps, initial=self.step, disable=not run.progress, dynamic_ncols=True)
+        self.ranks.first(self._write_run)
+        self.module.train()
+        quiet = not (run.progress and self.ranks.leads)
+        bar = tqdm(total=run.steps, initial=self.step, disable=quiet, dynamic_ncols=True)
         with bar, _signals() as caught:
             stream = self._stream()
             if not self._observed:  # a signal came before what was due; saved, lest the next resume repeat it
-                self._observe()
+                self._look(bar)
                 self.save()
-            while self.step < run.steps and not caught:
+            signalled = self._signalled(caught)
+            while not self._ended() and not signalled:
                 self._began = time.perf_counter()
-                self._update([next(stream) for _ in range(run.accumulate)])
+                self._update(*self._take(stream))
                 bar.update()
                 self._write_down(bar)
                 self._tick()
                 self._observed = False
-                if not caught:  # else the resumed run does it
-                    self._observe()
-                if self.step == run.steps or (run.checkpoint_every and self.step % run.checkpoint_every == 0):
+                signalled = self._signalled(caught)
+                if not signalled:  # else the resumed run does it
+                    self._look(bar)
+                if self._ended() or (run.checkpoint_every and self.step % run.checkpoint_every == 0):
                     self.save()
-            if caught and self._saved != self.step:
+                signalled = signalled or self._signalled(caught)
+            if signalled and self._saved != self.step:
                 self.save()
-        if caught:
-            _log.info("stopped by signal %d after step %d, saved", caught[0], self.step)
-            raise Stopped(128 + caught[0])
+        if signalled:
+            _log.info("stopped by signal %d after step %d, saved", signalled, self.step)
+            raise Stopped(128 + signalled)
         if self.average is not None:
             self.average.write()
+        show(self.module, run.module, self.parallel)
         return run.module.eval()
+
+    def _signalled(self, caught: list[int]) -> int:
+        """A signal that some process got, 0 for none: the same at all of them."""
+        return self.ranks.largest(caught[:1] or [0])[0]
+
+    def _write_run(self) -> None:
+        with self._writing():
+            atomic_write_json(self.run.folder / "run.json", describe(self.run))
 
     def save(self) -> None:
         """Writes the checkpoint of the present step; FloatingPointError if the weights have gone bad."""
         self._check_finite()
+        bad = not all(bool(self.parallel.part(value).isfinite().all()) for value in self._parameters)
+        if self.ranks.largest([int(bad)])[0]:
+            raise FloatingPointError(f"the weights are not finite after step {self.step}; {self._standing()}")
         tensors = {
-            "module": module_tensors(self.run.module),
-            "optimizer": optimizer_tensors(self.run.module, self.optimizer),
+            "module": module_tensors(self.module),
+            "optimizer": optimizer_tensors(self.module, self.optimizer),
         }
         if self.average is not None:
             tensors["average"] = self.average.shadow
@@ -117,76 +179,147 @@ class Trainer(Generic[BatchT]):
             "observed": self._observed,
             "seconds": self._seconds,
             "recorded": self._recorded,
-            "window": self._window.state_dict(),
+            "window": self._window.over(self.ranks.every).state_dict(),
+            "lowest": {name: lowest.state_dict() for name, lowest in self._lowest().items()},
+            "watch": self._watch.state_dict(),
             "batches": self.run.batches.state_dict(),
         }
-        self.checkpoints.save(self.step, Checkpoint(tensors, state))
+        tensors = {group: self._together(named) for group, named in tensors.items()}
+        self.ranks.first(lambda: self.checkpoints.save(self.step, Checkpoint(tensors, state)))
         self._saved = self.step
 
+    def _together(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The whole tensors, one after the other; at rank 0 only, on the CPU if they were sharded."""
+        if self.module is self.run.module:
+            return dict(named)
+        found = {}
+        for name, value in named.items():
+            tensor = self.parallel.whole(value.detach())
+            if self.ranks.leads:
+                found[name] = tensor.cpu()
+        return found
+
     def _resume(self) -> None:
-        checkpoint = self.checkpoints.newest()
-        if checkpoint is None:
-            self.metrics.truncate(0)
+        found: list[Checkpoint] = []  # at rank 0, which reads it
+
+        def read() -> tuple[list[str], Mapping[str, Any]] | None:
+            newest = self.checkpoints.newest()
+            with self._writing():
+                self.metrics.truncate(0 if newest is None else newest.state["step"])
+            if newest is None:
+                return None
+            with self._writing():
+                self.checkpoints.prune()  # a save that was killed after its checkpoint stood
+            found.append(newest)
+            return list(newest.tensors), newest.state
+
+        told = self.ranks.first(read)
+        if told is None:
+            self._divide()
             return
-        tensors, state = checkpoint.tensors, checkpoint.state
-        if ("average" in tensors) != (self.average is not None):
+        groups, state = told
+        if ("average" in groups) != (self.average is not None):
             place = self.checkpoints.folder
             raise CheckpointError(f"{place} and this run differ in whether weights are averaged")
-        restore_tensors(module_tensors(self.run.module), tensors["module"], "module")
-        restore_optimizer(self.run.module, self.optimizer, tensors["optimizer"])
+        live, parameters = module_tensors(self.module), dict(self.module.named_parameters())
+        self._restore(found, "module", live, live.get)
+        restored = self._received(found, "optimizer", lambda name: parameters.get(name.rpartition("|")[0]))
+        restore_optimizer(self.module, self.optimizer, restored)
         if self.average is not None:
-            restore_tensors(self.average.shadow, tensors["average"], "average")
+            self._restore(found, "average", self.average.shadow, self.average.shadow.get)
         self.step = self._saved = state["step"]
         self._observed = state["observed"]
         self._seconds, self._recorded = state["seconds"], state["recorded"]
-        self._window.load_state_dict(state["window"], self.device)
+        if self.ranks.leads:  # the others add to it
+            self._window.load_state_dict(state["window"], self.device)
+        for name, lowest in self._lowest().items():
+            if name in state.get("lowest", {}):  # what an earlier version or another choice did not watch
+                lowest.load_state_dict(state["lowest"][name])
+        if "watch" in state:  # what an earlier version did not write
+            self._watch.load_state_dict(state["watch"])
         self.run.batches.load_state_dict(state["batches"])
-        self.metrics.truncate(self.step)
+        self._divide()
         _log.info("resumed %s at step %d", self.run.folder, self.step)
 
-    def _update(self, batches: list[BatchT]) -> None:
+    def _divide(self) -> None:
+        """Makes the batches skip what other processes work on."""
+        if self.ranks.world > 1 and isinstance(self.run.batches, Assignable):
+            self.run.batches.assign(self.ranks.rank, self.ranks.world)
+
+    def _received(
+        self, found: list[Checkpoint], group: str, home: Callable[[str], Tensor | None]
+    ) -> dict[str, Tensor]:
+        """Tensors that rank 0 has read, at every rank: divided as their home in this process is."""
+        saved = found[0].tensors[group] if found else {}
+        return self.ranks.spread(saved, lambda value, name: self.parallel.place(value, home(name)))
+
+    def _restore(
+        self,
+        found: list[Checkpoint],
+        group: str,
+        live: Mapping[str, Tensor],
+        home: Callable[[str], Tensor | None],
+    ) -> None:
+        restore_tensors(live, self._received(found, group, home), group)
+
+    def _update(self, batches: list[BatchT | None], samples: list[str]) -> None:
         run = self.run
         scale = run.learning_rate.scale(self.step, run.steps)
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * scale
-        loss = self._backward(batches)
-        self._norm = nn.utils.clip_grad_norm_(self._parameters, math.inf if run.clip is None else run.clip)
+        loss, window = self._backward(batches)
+        self.parallel.reduce(self._parameters, self.ranks)
+        loss = self.ranks.sum({"loss": loss})["loss"]
+        norm = nn.utils.clip_grad_norm_(self._parameters, math.inf if run.clip is None else run.clip)
+        self._norm = self.parallel.whole(norm)
         broken = ~(torch.isfinite(loss) & torch.isfinite(self._norm))
-        self._bad = torch.where((self._bad < 0) & broken, self.step + 1, self._bad)
-        if self.device.type == "cpu":  # elsewhere with the next record: a look would be a host sync each step
+        self._watch.add(self.step + 1, broken, samples)
+        if self._masks:  # left out on the device, seen with the next record: no host sync here
+            vars(self.optimizer)["found_inf"] = broken.float()
+            self._move(window, unless=broken)
+        elif not broken:  # a host sync where the device is no CPU and the optimizer cannot mask
+            self._move(window)
+        else:
             self._check_finite()
-        self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        if self.average is not None:
-            self.average.update(self.step)
 
-    def _backward(self, batches: list[BatchT]) -> Tensor:
-        """Adds the gradient of sum of weight * sum / count, counted over all of `batches`; gives the loss."""
+    def _move(self, window: Window, *, unless: Tensor | None = None) -> None:
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.step + 1, unless=unless)
+        self._window.join(window, unless=unless)
+
+    def _backward(self, batches: list[BatchT | None]) -> tuple[Tensor, Window]:
+        """Adds the gradient of sum of weight * sum / count: sums of this process's batches, counts of all.
+
+        Gives the loss, and the losses of this step.
+        """
         objectives = self._objectives(len(batches))
-        totals = self._totals(objectives, batches)
-        loss = torch.zeros((), device=self.device)
+        mine = {index: batch for index in self._mine if (batch := batches[index]) is not None}
+        totals = self._totals(objectives, mine)
+        loss, window = torch.zeros((), device=self.device), Window()
 
         def share(index: int) -> tuple[LossOutput, Tensor]:
-            return self._share(objectives[index], batches[index], index, totals)
+            return self._share(objectives[index], mine[index], index, totals)
 
         def with_gradients(index: int) -> tuple[LossOutput, Tensor, tuple[Tensor | None, ...]]:
             losses, part = share(index)
             return losses, part.detach(), torch.autograd.grad(part, self._parameters, allow_unused=True)
 
         if self._pool is None:
-            for index in range(len(batches)):
+            for index in mine:
                 losses, part = share(index)
                 part.backward()
                 loss = loss + part.detach()
-                self._window.add(losses)
+                window.add(losses)
         else:
-            for losses, part, gradients in self._pool.map(with_gradients, range(len(batches))):
+            for losses, part, gradients in self._pool.map(with_gradients, mine):
                 for parameter, gradient in zip(self._parameters, gradients, strict=True):
                     _add_gradient(parameter, gradient)
                 loss = loss + part
-                self._window.add(losses)
-        return loss
+                window.add(losses)
+        return loss, window
 
     def _share(
         self, objective: Objective[BatchT], batch: BatchT, index: int, totals: dict[str, Tensor] | None
@@ -194,7 +327,7 @@ class Trainer(Generic[BatchT]):
         """What micro-batch number `index` adds to the loss, with a graph."""
         run = self.run
         with run.precision.context(self.device):
-            losses = objective(run.module, batch, generator(run.seed, self.step, index))
+            losses = objective(self.module, batch, generator(run.seed, self.step, index))
         if unknown := run.weights.keys() - losses.sums.keys():
             raise ValueError(f"weights for {sorted(unknown)}, but the objective names {sorted(losses.sums)}")
         counts = losses.counts if totals is None else totals
@@ -209,34 +342,53 @@ class Trainer(Generic[BatchT]):
         assert isinstance(objective, Divisible)
         return [objective.part(index, count, self.step) for index in range(count)]
 
-    def _totals(self, objectives: list[Objective[BatchT]], batches: list[BatchT]) -> dict[str, Tensor] | None:
-        """Counts over all micro-batches, known before the first forward; None where a step has only one."""
-        if len(batches) == 1:
+    def _totals(
+        self, objectives: list[Objective[BatchT]], batches: Mapping[int, BatchT]
+    ) -> dict[str, Tensor] | None:
+        """Counts over all micro-batches, known before the first forward; None where a step has only one.
+
+        `batches` are this process's, by their number.
+        """
+        if len(objectives) == 1:
             return None
         totals: dict[str, Tensor] = {}
-        for index, (objective, batch) in enumerate(zip(objectives, batches, strict=True)):
+        for index, batch in batches.items():
+            objective = objectives[index]
             assert isinstance(objective, Divisible)
             for name, count in objective.counts(batch, generator(self.run.seed, self.step, index)).items():
                 totals[name] = totals[name] + count if name in totals else count
-        return {name: total.to(self.device) for name, total in totals.items()}
+        return {name: total.to(self.device) for name, total in self.ranks.sum(totals).items()}
 
     def _check_finite(self) -> None:
-        bad = int(self._bad)
-        if bad >= 0:
-            before = "none" if self._saved is None else f"that of step {self._saved}"
-            raise FloatingPointError(
-                f"the loss or its gradient is not finite at step {bad} (means since the last record: "
-                f"{self._window.losses()}); the last checkpoint is {before}"
-            )
+        """Records the updates that were left out since the last look; FloatingPointError after too many."""
+        found = self._watch.look()
+        for number, (step, samples) in enumerate(found, start=self._watch.skipped - len(found) + 1):
+            named = [name for part in self.ranks.every(samples) for name in part]
+            self._record({"skipped": number, "samples": ", ".join(named)}, step)
+        self._watch.check(f"It stops; {self._standing()}")
+
+    def _standing(self) -> str:
+        saved = max(self.checkpoints.steps(), default=None) if self._saved is None else self._saved
+        return "there is no checkpoint" if saved is None else f"the checkpoint of step {saved} stands"
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Inside, what cannot be written is a SaveError."""
+        try:
+            yield
+        except OSError as error:
+            raise SaveError(f"{self.run.folder} cannot be written to: {error}; {self._standing()}") from error
 
     def _write_down(self, bar: tqdm) -> None:
         run = self.run
         if not self._due(run.log_every):
             return
         self._check_finite()
-        losses, bounds, count = self._window.losses(), self._window.bounds(), self._window.count()
+        window = self._window.over(self.ranks.every)
+        losses, bounds, count = window.losses(), window.bounds(), window.count()
         self._tick()
         loss = sum(run.weights.get(name, 1.0) * value for name, value in losses.items())
+        loss = loss if losses else math.nan  # all updates were left out
         record: dict[str, Value] = {"loss": loss, **{f"loss/{name}": value for name, value in losses.items()}}
         record |= {f"bound/{name}": value for name, value in bounds.items()}
         record |= {"lr": self.optimizer.param_groups[0]["lr"], "grad_norm": float(self._norm)}
@@ -244,7 +396,8 @@ class Trainer(Generic[BatchT]):
         self._record({**record, "seconds": self._seconds, "tokens_per_second": pace})
         self._window.clear()
         self._recorded = self._seconds
-        bar.set_postfix({"loss": f"{loss:.4g}", **{name: f"{value:.4g}" for name, value in losses.items()}})
+        told = {"loss": loss, **{f"loss/{name}": value for name, value in losses.items()}}
+        bar.set_postfix({**{n: f"{value:.4g}" for n, value in told.items()}, "tok/s": f"{pace:,.0f}"})
 
     def _tick(self) -> None:
         now = time.perf_counter()
@@ -252,30 +405,84 @@ class Trainer(Generic[BatchT]):
         self._began = now
 
     def _due(self, every: int) -> bool:
-        return self.step % every == 0 or self.step == self.run.steps
+        return self.step % every == 0 or self._ended()
+
+    def _ended(self) -> bool:
+        stop = self.run.early_stop
+        tired = stop is not None and self._patience is not None and self._patience.misses >= stop.patience
+        return self.step >= self.run.steps or tired
+
+    def _lowest(self) -> dict[str, Lowest]:
+        watched = {"early_stop": self._patience, "best": self._best}
+        return {name: lowest for name, lowest in watched.items() if lowest is not None}
+
+    def _look(self, bar: tqdm) -> None:
+        """What is due beside the update, and at an early stop the record of the steps since the last one."""
+        self._observe()
+        if self._ended() and self._window.over(self.ranks.every).count():
+            self._write_down(bar)
 
     def _observe(self) -> None:
         """Validation and hooks that are due at the present step, on the averaged weights."""
         run = self.run
         plan = run.validation if run.validation is not None and self._due(run.validation.every) else None
-        hooks = [call for every, call in run.hooks if self._due(every)]
-        if plan is not None or hooks:
+        if plan is not None or any(self._due(every) for every, _ in run.hooks):
             self._check_finite()
             averaged = nullcontext() if self.average is None else self.average.swapped()
-            with averaged, torch.no_grad():
+            with averaged, shown(self.module, run.module, self.parallel), torch.no_grad():
                 run.module.eval()
                 if plan is not None:
                     objective = run.objective if plan.objective is None else plan.objective
                     batches = islice(plan.batches, plan.num_batches)
-                    means = validate(run.module, objective, batches, precision=run.precision, seed=run.seed)
-                    self._record({f"validation/{name}": value for name, value in means.items()})
-                for call in hooks:
-                    call(Moment(self.step, run.steps, run.module, run.folder, self._record))
+                    means = validate(
+                        run.module,
+                        objective,
+                        batches,
+                        precision=run.precision,
+                        seed=run.seed,
+                        ranks=self.ranks,
+                    )
+                    total = sum(run.weights.get(name, 1.0) * value for name, value in means.items())
+                    record = {TOTAL: total, **{f"{TOTAL}/{name}": value for name, value in means.items()}}
+                    self._record(record)
+                    self._judge(record)
+                self.ranks.first(self._call_hooks)
                 run.module.train()
         self._observed = True
 
-    def _record(self, values: Mapping[str, Value]) -> None:
-        self.metrics.append(self.step, values)
+    def _call_hooks(self) -> None:
+        for call in (call for every, call in self.run.hooks if self._due(every)):  # all, at an early stop
+            call(Moment(self.step, self.run.steps, self.run.module, self.run.folder, self._record))
+
+    def _judge(self, record: Mapping[str, Value]) -> None:
+        """Keeps the weights, those that were validated, if they are the best so far; counts the others."""
+        if self._best is not None and self._best.take(self.step, record):
+            best = self._best
+            self.ranks.first(lambda: save_best(self.run.folder, self.run.module, best))
+        if self._patience is not None:
+            self._patience.take(self.step, record)
+            if self._ended() and self.step < self.run.steps:
+                _log.info("early stop at step %d, best was step %d", self.step, self._patience.step)
+
+    def _record(self, values: Mapping[str, Value], step: int | None = None) -> None:
+        step = self.step if step is None else step
+        if not self.ranks.leads:
+            return
+        with self._writing():
+            written = self.metrics.append(step, values)
+        self._audience.hear(step, written)
+
+    def _take(self, stream: Iterator[BatchT]) -> tuple[list[BatchT | None], list[str]]:
+        """The micro-batches of the next update (None: another process's), and what they are made of."""
+        source, batches, samples = self.run.batches, [], []
+        for _ in range(self.run.accumulate):
+            try:
+                batches.append(next(stream))
+            except (OSError, ValueError) as error:
+                told = f"no batch for step {self.step + 1}: {error}; {self._standing()}"
+                raise BatchError(told) from error
+            samples += source.names() if isinstance(source, Named) else [f"all before {source.state_dict()}"]
+        return batches, samples
 
     def _stream(self) -> Iterator[BatchT]:
         barren = 0
@@ -295,9 +502,22 @@ def _pool(threads: int, device: torch.device) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(cores,))
 
 
+def _can_mask(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
+    """Whether the optimizer can leave an update out on the device: fused ones can, if tensors are whole."""
+    groups = optimizer.param_groups
+    whole = all(type(value.data) is Tensor for group in groups for value in group["params"])
+    return device.type != "cpu" and whole and all("fused" in group and group["fused"] for group in groups)
+
+
 def _add_gradient(parameter: nn.Parameter, gradient: Tensor | None) -> None:
-    if gradient is not None:
-        parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+    if gradient is None:
+        return
+    if parameter.grad is not None:
+        parameter.grad.add_(gradient)
+    elif gradient.stride() == parameter.stride():
+        parameter.grad = gradient
+    else:  # laid out like the parameter, as backward does: fused optimizers walk both side by side
+        parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
 @contextmanager

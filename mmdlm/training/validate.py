@@ -9,6 +9,7 @@ from torch import nn
 
 from mmdlm.training.metrics import Window
 from mmdlm.training.optim import Precision
+from mmdlm.training.parallel import Ranks
 from mmdlm.training.run import BatchT, Objective, generator
 
 
@@ -19,22 +20,26 @@ def validate(
     *,
     precision: Precision,
     seed: int,
+    ranks: Ranks = Ranks(),
 ) -> dict[str, float]:
     """Mean per counted position of each modality over `batches`: of the bound where the objective states one.
 
     Batch i is noised by a generator of (seed, i) alone, so that two calls differ by the weights only. Bounds
     are in nats per token of their modality. The module is in evaluation mode meanwhile, and after in the mode
-    it was in. Raises ValueError if there is no batch.
+    it was in. Of several `ranks` each works on its share of the batches, and all return the same means over
+    all of them. Raises ValueError if there is no batch.
     """
     training, window, seen = module.training, Window(), 0
     module.eval()
     try:
         with torch.no_grad(), precision.context(next(module.parameters()).device):
             for index, batch in enumerate(batches):
-                window.add(objective(module, batch, generator(seed, index)))
                 seen += 1
+                if index % ranks.world == ranks.rank:
+                    window.add(objective(module, batch, generator(seed, index)))
     finally:
         module.train(training)
     if seen == 0:
         raise ValueError("validation got no batch, wanted at least one")
-    return {**window.losses(), **window.bounds()}
+    total = window.over(ranks.every)
+    return {**total.losses(), **total.bounds()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -226,3 +227,44 @@ def test_arguments_are_checked():
 def test_a_program_ends_in_peace_while_batches_are_being_made():
     done = subprocess.run([sys.executable, "-c", BUSY], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "over\n", "")
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_the_names_of_a_batch_are_those_of_the_batch_handed_out(prefetch):
+    class Named:
+        def __init__(self, index: int) -> None:
+            self.name = f"row {index}.png"
+
+    loader = Batches(Named, 2, collate=lambda items, rng: [item.name for item in items], prefetch=prefetch)
+    assert loader.names() == ()
+    for _ in range(4):
+        batch = next(loader)
+        assert list(loader.names()) == batch
+    state = loader.state_dict()
+    assert next(loader) == ["row 8.png", "row 9.png"]
+    loader.load_state_dict(state)
+    assert next(loader) == list(loader.names()) == ["row 8.png", "row 9.png"]
+    numbers = batches("listed", prefetch=prefetch)  # 7 numbers an epoch, which have no names
+    take(numbers, 3)
+    assert numbers.names() == tuple(f"item {place} of the stream" for place in range(8, 12))
+    loader.close()
+    numbers.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_process_that_uses_its_parents_loader_is_told_and_does_not_hang():
+    loader = batches("endless", prefetch=1)
+    next(loader)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            take(loader, 10)
+        except RuntimeError as error:
+            os.write(writing, str(error).encode())
+        os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        assert b"the thread that makes batches ahead is gone" in pipe.read()
+    os.waitpid(child, 0)
+    loader.close()

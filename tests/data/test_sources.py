@@ -12,7 +12,8 @@ from PIL import Image
 
 from mmdlm.data.images import ImageError, Skip, decode, fit
 from mmdlm.data.indexed import Endless, InOrder, Listed, Shuffled
-from mmdlm.data.sources import Chunks, Columns, ImageFolder, Lines, Paragraphs, TextFiles
+from mmdlm.data.rows import Columns
+from mmdlm.data.sources import ImageFolder
 
 
 def folder(path: Path, count: int = 7, **columns) -> Path:
@@ -240,45 +241,3 @@ def test_an_endless_source_counts_on():
     again = Endless(lambda index: index * index)
     again.load_state_dict(source.state_dict())
     assert next(iter(again)) == 16
-
-
-TEXT = "one\r\ntwo  \n\n  \nthree\nfour\n\n\nfive"
-
-
-def test_text_is_cut_into_lines_paragraphs_or_chunks(tmp_path):
-    (tmp_path / "a.txt").write_bytes(TEXT.encode())
-    path = tmp_path / "a.txt"
-
-    def cut(pieces):
-        source = TextFiles(path, pieces=pieces, order=InOrder())
-        return [(sample.name.rpartition(":")[2], sample.texts[0]) for sample in source]
-
-    assert cut(Lines()) == [("1", "one"), ("2", "two  "), ("5", "three"), ("6", "four"), ("9", "five")]
-    assert cut(Paragraphs()) == [("1", "one\ntwo  "), ("5", "three\nfour"), ("9", "five")]
-    text = TEXT.replace("\r\n", "\n")
-    chunks = cut(Chunks(5))
-    assert "".join(piece for _, piece in chunks) == text
-    assert {len(piece) for _, piece in chunks[:-1]} == {5}
-    assert [int(line) for line, _ in chunks] == [1 + text[:at].count("\n") for at in range(0, len(text), 5)]
-
-
-def test_text_files_come_one_after_another(tmp_path):
-    (tmp_path / "a.txt").write_text("a\nb\n")
-    (tmp_path / "b.txt").write_text("\ufeffc\n", encoding="utf-8")
-    source = TextFiles([tmp_path / "a.txt", str(tmp_path / "b.txt")], order=InOrder())
-    assert list(source.texts()) == ["a", "b", "c"]
-    assert [sample.name for sample in source][-1] == f"{tmp_path / 'b.txt'}:1"
-    assert source[2].image is None
-
-
-def test_text_errors_name_the_file(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"abc\xff")
-    with pytest.raises(ValueError, match=r"a\.txt: not UTF-8 at byte 3"):
-        TextFiles(tmp_path / "a.txt")
-    with pytest.raises(ValueError, match=r"absent\.txt: cannot be read"):
-        TextFiles([tmp_path / "absent.txt"])
-    (tmp_path / "b.txt").write_text("\n \n")
-    with pytest.raises(ValueError, match="no text"):
-        TextFiles(tmp_path / "b.txt")
-    with pytest.raises(ValueError, match="at least 1 character"):
-        Chunks(0)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 
-from mmdlm.io import atomic_folder, atomic_write, atomic_write_json
+from mmdlm.io import atomic_folder, atomic_write, atomic_write_json, recover, remove_folder
 
 
 def names(path) -> list[str]:
@@ -123,3 +124,51 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path):
         (folder / "a").write_text("")
     assert (tmp_path / "link").is_symlink()
     assert names(tmp_path / "real") == ["a"]
+
+
+def test_a_removed_folder_is_gone_in_one_step(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "a").write_text("")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda path: None)  # killed right after the rename
+        remove_folder(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert recover(tmp_path) == []
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_was_being_replaced_is_put_back(tmp_path, monkeypatch):
+    """Killed between the two renames: the old folder has left, the new one has not come."""
+    with atomic_folder(tmp_path / "run") as folder:
+        (folder / "old").write_text("old")
+    rename = os.rename
+
+    class Killed(BaseException):
+        pass
+
+    def dies(source, target):
+        rename(source, target)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", dies)
+        patch.setattr(shutil, "rmtree", lambda path, ignore_errors: None)
+        with pytest.raises(Killed), atomic_folder(tmp_path / "run") as folder:
+            (folder / "new").write_text("new")
+    assert len(names(tmp_path)) == 2
+    assert not (tmp_path / "run").exists()
+    assert recover(tmp_path) == [tmp_path / "run"]
+    assert names(tmp_path) == ["run"]
+    assert names(tmp_path / "run") == ["old"]
+
+
+def test_what_killed_writes_left_is_cleared_and_nothing_else(tmp_path):
+    kept = ["run", ".hidden", ".run.part", "a.part", ".run.0123456789ab.partial"]
+    for name in kept:
+        (tmp_path / name).write_text("")
+    (tmp_path / ".a.json.0123456789ab.part").write_text("half")
+    (tmp_path / ".run.0123456789ab.old").mkdir()  # killed after the second rename: the new one stands
+    (tmp_path / ".step-1.ba9876543210.part").mkdir()
+    (tmp_path / ".step-1.ba9876543210.part" / "half").write_text("")
+    assert recover(tmp_path) == []
+    assert names(tmp_path) == sorted(kept)

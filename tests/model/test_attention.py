@@ -30,6 +30,50 @@ def queries(kv_heads: int, dtype: torch.dtype = torch.float64) -> list[torch.Ten
     ]
 
 
+def columns(*sizes: int, length: int = 120) -> list[int]:
+    """One row of documents of these sizes, and padding behind them."""
+    made = [number for number, size in enumerate(sizes) for _ in range(size)]
+    return made + [-1] * (length - len(made))
+
+
+def test_documents_of_a_row_are_attended_to_one_by_one_on_a_cpu(monkeypatch) -> None:
+    segment = torch.tensor([columns(50, 1, 30), columns(120), columns(20, 60, 40)])
+    rng = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(3, 120, heads, 8, generator=rng, dtype=torch.float64) for heads in (4, 2, 2)]
+    results = []
+    for kernel in (Reference(), Sdpa(packed=False), Sdpa()):
+        mask = AttentionMask(segment)
+        if kernel == Sdpa():
+            monkeypatch.setattr(AttentionMask, "dense", lambda self: pytest.fail("a mask of L x L"))
+        qkv = [x.clone().requires_grad_() for x in inputs]
+        out = attend(*qkv, mask, kernel=kernel)
+        out.sin().sum().backward()
+        results.append([out, *(x.grad for x in qkv)])
+    for ours, dense, theirs in zip(results[2], results[1], results[0], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
+        torch.testing.assert_close(dense, theirs, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        AttentionMask(
+            torch.tensor([[0] * 9 + [-1]] * 20)
+        ),  # calls for twenty short rows cost more than they save
+        AttentionMask(torch.tensor([columns(60, 60)]), torch.arange(120)[None] // 8),
+        AttentionMask(torch.tensor([columns(40, 40)[:60] + [0] * 60])),
+    ],
+    ids=["short", "blocks", "two pieces"],
+)
+def test_other_masks_go_in_as_booleans(mask: AttentionMask, monkeypatch) -> None:
+    dense, asked = mask.dense(), []
+    monkeypatch.setattr(mask, "dense", lambda: asked.append(1) or dense)
+    q, k, v = (torch.randn(*mask.shape, 2, 8, dtype=torch.float64) for _ in range(3))
+    out = attend(q, k, v, mask, kernel=Sdpa())
+    assert asked
+    torch.testing.assert_close(out, attend(q, k, v, mask, kernel=Reference()), atol=1e-12, rtol=0)
+
+
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_sdpa_equals_the_reference_forward_and_backward(name: str, kv_heads: int) -> None:

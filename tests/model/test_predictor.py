@@ -252,6 +252,46 @@ def test_reduce_sees_every_row_once_with_the_same_gradient(chunk: int) -> None:
         same(weight.grad, grad)
 
 
+def test_pieces_hold_a_set_number_of_logits_and_the_last_keep_theirs(monkeypatch) -> None:
+    canvas, predictor = pair(3, 5, 3), build()
+    rows = Rows.of(canvas.masked)
+    expected = {part.ids.start: part.logits.shape for part in predictor(canvas, rows)}
+    monkeypatch.setattr("mmdlm.model.predictor.PIECE", 4 * CODES)
+    shapes: list[tuple[int, int]] = []
+
+    def total(part: Part) -> Tensor:
+        shapes.append((part.logits.shape[0], part.ids.start))
+        return part.logits[:, 0].square().sum()
+
+    results = predictor(canvas, rows, reduce=total)
+    forward, length = list(shapes), expected[FIRST_CODE][0]
+    assert length > 8
+    assert all(number * (NUM_TEXT if first == 0 else CODES) <= 4 * CODES for number, first in forward)
+    codes = [number for number, first in forward if first == FIRST_CODE]
+    assert sum(codes) == length
+    assert len(codes) == -(-length // 4), "even pieces, as few as there can be"
+    assert sum(number for number, first in forward if first == 0) == expected[0][0]
+    torch.stack(results).sum().backward()
+    again = shapes[len(forward) :]
+    assert sorted(again) == sorted(forward[:-1]), "all but the last are computed again"
+    shapes.clear()
+    with torch.no_grad():
+        predictor(canvas, rows, reduce=total)
+    assert shapes == forward
+
+
+def test_small_pieces_are_never_computed_again() -> None:
+    canvas, predictor = pair(3, 5, 3), build()
+    calls: list[int] = []
+
+    def total(part: Part) -> Tensor:
+        calls.append(1)
+        return part.logits[:, 0].sum()
+
+    torch.stack(predictor(canvas, Rows.of(canvas.masked), reduce=total)).sum().backward()
+    assert len(calls) == 2
+
+
 def test_a_modality_without_rows_gives_no_part_on_the_cpu() -> None:
     canvas, predictor = pair(2, 5, 2), build()
     (part,) = predictor(canvas, Rows.of(canvas.masked & (canvas.modality == IMAGE)))

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from mmdlm.canvas import Canvas, Fill, Frame, Run
 from mmdlm.model import Transformer, TransformerConfig, initialise
@@ -133,3 +134,58 @@ def test_a_grid_of_zeros_changes_nothing_and_one_too_small_is_an_error() -> None
         Transformer(dataclasses.replace(SMALL, grid=(2, 2))).features(two_images())
     with pytest.raises(ValueError, match="spans"):
         network.features(two_images().replace(span=None))
+
+
+def some_rows() -> Canvas:
+    runs = (Run(length=5), Run(grid=(3, 3)))
+    fills = [Fill(torch.arange(2 * run.size).reshape(2, -1) % 9 + 15 * n) for n, run in enumerate(runs)]
+    return Frame(runs).canvas(fills, mask=39).pad_to(17)
+
+
+def gradients(network: Transformer) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    network.zero_grad()
+    features = network.features(some_rows())
+    features.square().sum().backward()
+    return features.detach(), [
+        weight.grad.clone() for weight in network.parameters() if weight.grad is not None
+    ]
+
+
+@pytest.mark.parametrize(("every", "kept"), [(0, 3), (1, 0), (2, 1)])
+def test_checkpointed_blocks_change_nothing_and_keep_less(every: int, kept: int) -> None:
+    network = Transformer(dataclasses.replace(SMALL, depth=3))
+    features, expected = gradients(network)
+    network.checkpoint_blocks(every)
+    held: list[int] = []
+    inside = [block.mlp.gate_up.register_forward_hook(lambda *_: held.append(1)) for block in network.blocks]
+    again, found = gradients(network)
+    assert torch.equal(again, features)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert len(held) == 3 + 3 - kept, "what is not kept runs twice"
+    held.clear()
+    with torch.no_grad():
+        network.features(some_rows())
+    assert len(held) == 3
+    for hook in inside:
+        hook.remove()
+    with pytest.raises(ValueError, match="every must be at least 0"):
+        network.checkpoint_blocks(-1)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_compiled_blocks_are_the_same_blocks_without_a_break(checkpointed: bool) -> None:
+    network = Transformer(SMALL)
+    names, (features, expected) = list(network.state_dict()), gradients(network)
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    network.compile_blocks(backend=counter, fullgraph=True)
+    network.checkpoint_blocks(int(checkpointed))
+    again, found = gradients(network)
+    torch.testing.assert_close(again, features)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    assert list(network.state_dict()) == names
+    assert counter.frame_count >= 1
+    first = counter.frame_count
+    gradients(network)
+    assert counter.frame_count == first, "another canvas of the shape compiles nothing"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,6 +45,22 @@ def test_every_row_runs_and_both_sides_come_to_the_same_tokens(bench) -> None:
 @pytest.mark.slow
 def test_diffusers_pipeline_comes_to_the_same_tokens(bench) -> None:
     assert agreements(bench("--only", "diffusers")) == {"diffusers": "1.0000"}
+
+
+def test_training_steps_of_both_sides_are_the_same_step(bench) -> None:
+    done = bench("--only", "training")
+    assert done.status == 0, done.err
+    head, told, columns, tokens, flops, *peak = done.lines
+    assert head.startswith("0.1 M parameters; 4 documents a step")
+    loss, gradient = (float(word.rstrip(",")) for word in told.split() if "e" in word and word[0].isdigit())
+    assert loss < 1e-5
+    assert gradient < 1e-4
+    assert columns.split() == ["row", "ours", "naive", "ratio", "of", "CPU", "bar", "aim"]
+    assert float(tokens.split()[1]) > 0
+    assert float(flops.split()[2]) > 0
+    if Path("/proc/self/status").exists():
+        assert peak[0].startswith("peak MiB")
+        assert float(peak[0].split()[2]) > 0
 
 
 def test_another_seed_is_another_model(bench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 
 import tokenizers_mm
 from mmdlm import Pipeline, evaluate
-from mmdlm.data import EncodedFolder, InOrder
+from mmdlm.data import InOrder, Shards
 from tokenizers_mm import Autoencoder, BytePairTokenizer
 
 RUN = "train/run.py"
@@ -73,6 +74,10 @@ def test_pairs_makes_a_model_of_a_folder_and_leaves_out_what_cannot_be_read(prog
         assert Image.open(home / name).height > 0
     told = (home / "transformer" / "captions-000002.txt").read_text("utf-8")
     assert "red with a bar\t" in told
+    page = (home / "transformer" / "report.html").read_text("utf-8")
+    assert "<td>pictures</td><td>12</td>" in page
+    assert f"from_pretrained({html.escape(repr(str(home / 'model')))})" in page
+    assert "rebuilt after 2 steps" in (home / "image_tokenizer" / "report.html").read_text("utf-8")
 
 
 def test_pairs_takes_the_rows_that_are_wanted_evenly_and_reports_on_them(program, tmp_path, imagefolder):
@@ -136,7 +141,7 @@ def test_an_imagefolder_becomes_codes(program, tmp_path, tiny, tiny_folder, imag
     assert (done.status, done.lines) == (0, [f"{tmp_path / 'codes'}: 12 pairs"])
     assert "left out 1" in done.err
     assert "broken.png" in done.err
-    source = EncodedFolder(tmp_path / "codes", order=InOrder())
+    source = Shards(tmp_path / "codes", order=InOrder())
     assert source.grid == tiny.layout.grid
     pairs = list(source)
     assert [pair.name for pair in pairs] == [f"{number}.png" for number in range(12)]
@@ -155,3 +160,88 @@ def test_a_broken_picture_stops_the_encoding_unless_it_may_be_left_out(
     assert done.status == 2
     assert "broken.png" in done.err.splitlines()[-1]
     assert not (tmp_path / "codes").exists()
+
+
+# more recipes
+
+
+def write_idx(path: Path, values: np.ndarray) -> None:
+    """A file of unsigned bytes as Fashion-MNIST has them: magic number, sizes, values."""
+    head = bytes([0, 0, 8, values.ndim]) + b"".join(size.to_bytes(4, "big") for size in values.shape)
+    path.write_bytes(head + values.astype(np.uint8).tobytes())
+
+
+@pytest.fixture
+def garments(tmp_path) -> Path:
+    """A root of torchvision's FashionMNIST with few pictures: class c is a bar of c + 1 rows."""
+    raw = tmp_path / "data" / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, num in (("train", 40), ("t10k", 20)):
+        labels = np.arange(num) % 10
+        pictures = np.zeros((num, 28, 28))
+        for number, label in enumerate(labels):
+            pictures[number, : 2 * label + 2] = 255
+        write_idx(raw / f"{part}-images-idx3-ubyte", pictures)
+        write_idx(raw / f"{part}-labels-idx1-ubyte", labels)
+    return tmp_path / "data"
+
+
+def test_fashion_makes_a_model_and_has_it_judged(program, tmp_path, garments):
+    out = tmp_path / "out"
+    arguments = (f"data={garments}", f"out={out}", "judge_steps=60", "tokenizer_steps=2", "steps=2")
+    done = program(RUN, "fashion", *arguments, "exam=20", "samples_every=2", *SMALL)
+    assert done.status == 0, done.err
+    figures = json.loads((out / "scores.json").read_text())
+    assert figures["judge on real pictures"] == 1.0  # bars of ten heights are no art
+    assert figures["exam"] == 20
+    assert "on 40 pictures of Fashion-MNIST" in (out / "model" / "README.md").read_text()
+    pipe = Pipeline.from_pretrained(out / "model")
+    assert pipe.layout.grid == (7, 7)
+    assert pipe.text_to_image("a bag", steps=1, progress=False).images[0].size == (28, 28)
+    for name in ("drawn.png", "image_tokenizer/rebuilt-000002.png", "transformer/samples-000002.png"):
+        assert Image.open(out / name).height > 0
+
+
+def test_fashion_says_what_it_wants(program, tmp_path):
+    done = program(RUN, "fashion", f"data={tmp_path}", f"out={tmp_path}")
+    assert (done.status, len(done.err.splitlines())) == (2, 1)
+    assert f"{tmp_path} holds no FashionMNIST/raw" in done.err
+
+
+@pytest.fixture
+def hands(tmp_path) -> list[Path]:
+    """Two folders of the same twenty things, red and blue."""
+    folders = []
+    for style, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+        folder = tmp_path / style
+        folder.mkdir()
+        rows = []
+        for number in range(20):
+            Image.new("RGB", (8, 8), colour).save(folder / f"{number}.png")
+            rows.append(json.dumps({"file_name": f"{number}.png", "text": f"thing {number}", "style": style}))
+        (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n")
+        folders.append(folder)
+    return folders
+
+
+def test_styles_leaves_pairs_of_thing_and_style_out_and_asks_for_them(program, tmp_path, hands):
+    out = tmp_path / "out"
+    arguments = (f"data={hands[0]},{hands[1]}", f"out={out}", "size=8", "text_vocabulary=280")
+    arguments += ("tokenizer_steps=2", "steps=2", "samples_every=2", *SMALL)
+    done = program(RUN, "styles", *arguments)
+    assert done.status == 0, done.err
+    figures = json.loads((out / "scores.json").read_text())
+    assert figures["unseen"] >= 1
+    card = (out / "model" / "README.md").read_text()
+    assert f"on {40 - figures['unseen']} pictures in 2 styles" in card
+    assert Pipeline.from_pretrained(out / "model").codec.image_size == 8
+    assert Image.open(out / "drawn.png").height > 0
+
+
+def test_styles_wants_a_column_and_things_that_are_shared(program, tmp_path, hands):
+    done = program(RUN, "styles", f"data={hands[0]}", f"out={tmp_path / 'x'}", "style=hand", "size=8")
+    assert (done.status, len(done.err.splitlines())) == (2, 1)
+    assert "has no column 'hand'" in done.err
+    done = program(RUN, "styles", f"data={hands[0]}", f"out={tmp_path / 'x'}", "size=8")
+    assert (done.status, len(done.err.splitlines())) == (2, 1)
+    assert "wanted folders that share texts" in done.err

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 
 import torch
 from PIL import Image
 
+from mmdlm.training import Trainer
 from tokenizers_mm import Autoencoder, BytePairTokenizer
 
 PROGRAM = "train/train_tokenizer.py"
@@ -35,6 +39,31 @@ def test_an_image_tokenizer_is_trained_and_taken_up_again(program, tmp_path):
     assert program(PROGRAM, "image", tmp_path, "--out", out, *SMALL).out == done.out
     again = Autoencoder.from_pretrained(out).state_dict()
     assert all(torch.equal(value, again[name]) for name, value in tokenizer.state_dict().items())
+
+
+def test_an_image_tokenizer_that_was_stopped_goes_on_exactly(program, tmp_path, imagefolder, monkeypatch):
+    data = shutil.copytree(imagefolder, tmp_path / "data")
+    shutil.copy(data / "0.png", data / "broken.png")
+    calls = ("image", data, *SMALL, "--steps", 6, "--parts", 2, "--predict-steps", 0)
+    done = program(PROGRAM, *calls, "--out", tmp_path / "straight")
+    assert done.status == 0, done.err
+    update = Trainer._update
+
+    def stopping(trainer, *arguments):
+        update(trainer, *arguments)
+        if trainer.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_update", stopping)
+        assert program(PROGRAM, *calls, "--out", tmp_path / "halves").status == 143
+    assert not (tmp_path / "halves" / "config.json").exists()
+    assert [path.name for path in (tmp_path / "halves/run/checkpoints").iterdir()] == ["step-00000003"]
+    again = program(PROGRAM, *calls, "--out", tmp_path / "halves")
+    assert again.status == 0, again.err
+    assert again.lines[1:-1] == done.lines[1:-1]
+    weights = [Autoencoder.from_pretrained(tmp_path / name).state_dict() for name in ("straight", "halves")]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 def test_scenes_are_read_and_the_small_model_can_be_skipped(program, tmp_path):
@@ -72,6 +101,7 @@ def test_wrong_input_is_named(program, tmp_path, imagefolder):
     assert "broken.png" in refused("image", imagefolder, *SMALL[:-2], "--steps", 9)
     assert "--levels 4;4: wanted whole numbers" in refused("image", imagefolder, "--levels", "4;4")
     assert "must be at least 0, got -1" in refused("image", imagefolder, *SMALL, "--predict-steps", -1)
+    assert "--batch 2: wanted a multiple of --parts 3" in refused("image", imagefolder, *SMALL, "--parts", 3)
     assert "no such device" in refused("image", imagefolder, *SMALL, "--device", "abacus")
     assert "at least 256 ids" in refused("text", imagefolder, "--vocabulary", 20)
     assert "nowhere.txt" in refused("text", tmp_path / "nowhere.txt")

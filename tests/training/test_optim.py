@@ -29,6 +29,15 @@ def test_wsd_stays_at_the_peak_and_decays_in_a_line_at_the_end():
     assert WSD().scale(9, 10) == 1.0
 
 
+def test_wsd_decays_by_one_minus_the_root():
+    course = WSD(decay=4, floor=0.2, power=0.5)
+    assert [course.scale(step, 10) for step in (0, 5, 6)] == [1, 1, 1]
+    shares = [course.scale(step, 10) for step in (7, 8, 9, 10, 11)]
+    assert shares == pytest.approx([0.2 + 0.8 * (1 - (n / 4) ** 0.5) for n in (1, 2, 3, 4, 4)])
+    with pytest.raises(ValueError, match="power"):
+        WSD(power=0.0)
+
+
 def test_constant_and_no_warmup():
     assert [Constant(warmup=2).scale(step, 9) for step in range(4)] == [0.5, 1, 1, 1]
     assert Constant().scale(0, 9) == WarmupCosine().scale(0, 9) == 1.0
@@ -60,6 +69,23 @@ def test_matrices_decay_and_nothing_else_does():
         "mix.bias",
         "head.bias",
     }
+
+
+def test_adamw_is_fused_on_a_cpu_and_equal_to_the_plain_one():
+    module, twin = (nn.Linear(7, 5) for _ in range(2))
+    twin.load_state_dict(module.state_dict())
+    ours = AdamW(lr=0.05, weight_decay=0.0).build(module)
+    assert all(group["fused"] for group in ours.param_groups)
+    theirs = torch.optim.AdamW(
+        twin.parameters(), lr=0.05, betas=(0.9, 0.95), weight_decay=0.0, fused=False, foreach=False
+    )
+    for number in range(5):
+        data = torch.randn(3, 7, generator=torch.Generator().manual_seed(number))
+        for model, optimizer in ((module, ours), (twin, theirs)):
+            optimizer.zero_grad()
+            model(data).square().mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(module.weight, twin.weight)
 
 
 def test_a_module_without_parameters_is_refused():

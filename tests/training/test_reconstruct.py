@@ -47,6 +47,26 @@ def test_an_autoencoder_learns_flat_pictures(kit):
     assert (module(images).images - images).abs().mean() < 0.5 * before
 
 
+def test_two_micro_batches_are_one_batch_of_twice_the_size(kit):
+    torch.manual_seed(4)
+    images, ways = torch.rand(8, 3, 16, 16).double() * 2 - 1, []
+    for name, size, parts in (("whole", 4, 1), ("parts", 2, 2)):
+        run = kit.run(
+            name,
+            module=autoencoder().double(),
+            objective=Reconstruction(),
+            batches=kit.Rows(images, size),
+            accumulate=parts,
+            threads=parts,
+            steps=3,
+        )
+        before = [value.detach().clone() for value in run.module.parameters()]
+        ways.append(list(Trainer(run).fit().parameters()))
+    for whole, part, start in zip(*ways, before, strict=True):
+        assert not torch.equal(whole, start)
+        torch.testing.assert_close(whole, part, rtol=1e-8, atol=1e-9)
+
+
 class Lenders(nn.Module):
     """Its vectors tell which picture they come from; what reaches the decoder is kept."""
 

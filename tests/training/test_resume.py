@@ -164,6 +164,10 @@ def test_only_the_newest_checkpoints_stay(kit):
     assert found == ["step-00000006", "step-00000008", "step-00000010"]
 
 
+def contents(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
 def damage_byte(path: Path) -> None:
     data = bytearray((path / "optimizer.safetensors").read_bytes())
     data[-1] ^= 1
@@ -181,28 +185,47 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_set_aside_with_a_warning(kit, damage):
+def test_a_damaged_checkpoint_is_reported_and_left_alone(kit, damage):
     Trainer(kit.run("straight")).fit()
     Trainer(kit.run("hurt", checkpoint_every=6)).fit()
-    damage(newest(kit.folder / "hurt"))
-    with pytest.warns(UserWarning, match="step-00000010 cannot be read.* falls back"):
+    damaged = newest(kit.folder / "hurt")
+    damage(damaged)
+    before = contents(damaged)
+    with (
+        pytest.warns(UserWarning, match="step-00000010 cannot be read.* left as it is and passed over"),
+        pytest.raises(Stopped),
+    ):
+        Trainer(kit.run("hurt", hooks=((1, stop_at(8)),), keep_checkpoints=1)).fit()
+    assert contents(damaged) == before
+    assert sorted(path.name for path in damaged.parent.iterdir()) == ["step-00000008", damaged.name]
+    with pytest.warns(UserWarning, match="step-00000010 cannot be read"):  # its step comes again
         Trainer(kit.run("hurt")).fit()
-    assert (kit.folder / "hurt/checkpoints/broken-step-00000010").is_dir()
+    assert contents(damaged.with_name("broken-step-00000010")) == before
     assert_equal_runs(kit.folder / "straight", kit.folder / "hurt")
+
+
+def test_an_old_damaged_checkpoint_is_neither_deleted_nor_counted(kit):
+    run = kit.run(steps=6, checkpoint_every=2, keep_checkpoints=3)
+    Trainer(run).fit()
+    oldest = run.folder / "checkpoints/step-00000002"
+    damage_byte(oldest)
+    before = contents(oldest)
+    with pytest.warns(UserWarning, match="step-00000002 cannot be read"):
+        Trainer(kit.run(steps=10, checkpoint_every=2, keep_checkpoints=2)).fit()
+    left = sorted(path.name for path in oldest.parent.iterdir())
+    assert left == ["step-00000002", "step-00000008", "step-00000010"]
+    assert contents(oldest) == before
 
 
 def test_when_every_checkpoint_is_damaged_the_run_does_not_silently_begin_anew(kit):
     Trainer(kit.run(checkpoint_every=6)).fit()
     for path in (kit.folder / "run/checkpoints").iterdir():
         damage_byte(path)
-    falls_back, none_left = (
-        pytest.warns(match="falls back"),
-        pytest.raises(CheckpointError, match="no checkpoint"),
-    )
-    with falls_back, none_left:
-        Trainer(kit.run()).fit()
-    with pytest.raises(CheckpointError, match="no checkpoint"):  # nor when it is tried once more
-        Trainer(kit.run()).fit()
+    for _ in range(2):  # nor when it is tried once more
+        with pytest.warns(match="passed over"), pytest.raises(CheckpointError, match="2 are damaged"):
+            Trainer(kit.run()).fit()
+    found = {path.name for path in (kit.folder / "run/checkpoints").iterdir()}
+    assert found == {"step-00000006", "step-00000010"}
 
 
 def test_another_module_or_average_is_refused(kit):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
+
+from mmdlm.io import locked
 
 PROGRAM = Path(__file__).resolve().parents[2] / "train" / "run.py"
 FAKES = Path(__file__).with_name("conftest.py")
@@ -91,3 +94,52 @@ def test_a_folder_of_another_run_is_refused_in_a_line(program, recipe, capsys, t
     )
     other.write_text(text)
     assert "does not fit this run" in refused(program, capsys, str(other), f"out={tmp_path}")
+
+
+def test_what_ends_a_run_from_outside_is_told_in_a_line(program, recipe, capsys, tmp_path, monkeypatch):
+    assert program.main([recipe, f"out={tmp_path}"]) == 0
+    (tmp_path / "first").mkdir(exist_ok=True)
+    with locked(tmp_path / "first"):
+        told = refused(program, capsys, recipe, f"out={tmp_path}", "steps=6")
+    assert f"{tmp_path / 'first'} is in use by process {os.getpid()}" in told
+
+    def full(tensors, path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mmdlm.training.checkpoint.save_file", full)
+    told = refused(program, capsys, recipe, f"out={tmp_path}", "steps=6")
+    assert "step-00000006 could not be written: [Errno 28] No space left on device" in told
+    assert "step-00000003 stands" in told
+    monkeypatch.undo()
+    monkeypatch.setattr("mmdlm.training.metrics.Metrics.append", lambda *_: full(*_[:2]))
+    told = refused(program, capsys, recipe, f"out={tmp_path}", "steps=6")
+    assert "cannot be written to: [Errno 28] No space left on device; the checkpoint of step 3 stands" in told
+    assert "Traceback" not in told
+
+
+def test_every_stage_leaves_a_page_and_hands_its_records_on(program, recipe, capsys, monkeypatch, tmp_path):
+    started: list[tuple[str, int]] = []
+
+    def init(project, *, name, config, resume):
+        started.append((name, config["steps"]))
+        return SimpleNamespace(log=lambda values, step: logged.append(step), finish=lambda: None)
+
+    logged: list[int] = []
+    monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(init=init))
+    assert program.main([recipe, f"out={tmp_path}", "--track", "trackio"]) == 0
+    assert started == [(f"{tmp_path.name}-first", 3), (f"{tmp_path.name}-second", 3)]
+    assert logged == [1, 2, 3] * 2
+    for stage in ("first", "second"):
+        assert "3 of 3" in (tmp_path / stage / "report.html").read_text("utf-8")
+    assert "wanted one of tensorboard, wandb, trackio" in refused(program, capsys, recipe, "--track=paper")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert "pip install 'mmdlm[wandb]'" in refused(
+        program, capsys, recipe, f"out={tmp_path / 'other'}", "--track", "wandb"
+    )
+
+
+def test_a_page_that_cannot_be_written_ends_nothing(program, recipe, capsys, tmp_path):
+    (tmp_path / "first" / "report.html").mkdir(parents=True)
+    assert program.main([recipe, f"out={tmp_path}"]) == 0
+    assert "no report" in capsys.readouterr().err
+    assert (tmp_path / "second" / "report.html").is_file()

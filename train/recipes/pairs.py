@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from mmdlm import Pipeline
-from mmdlm.canvas import Canvas, Layout
-from mmdlm.codec import Codec
 from mmdlm.data import Batches, Encoded, ImageError, ImageFolder, Listed, Sample, Shuffled, Skip, decode, fit
-from mmdlm.diffusion import Absorbing, Diagonal, Edges, Linear, Masking, Mixture, Square
-from mmdlm.pretrained import Settings
+from mmdlm.diffusion import Absorbing, Diagonal, Edges, Masking, Mixture, Square
+from mmdlm.pairs import Look, Rebuild, Rows, evenly, tensor_of, untrained
 from mmdlm.program import find_device
-from mmdlm.report import sheet
-from mmdlm.sampling import Scheduled, Unmask
 from mmdlm.training import (
     AdamW,
     BFloat16Autocast,
     Ema,
     Float32,
-    Moment,
     Muon,
     Reconstruction,
     Run,
     WarmupCosine,
 )
-from tokenizers_mm import Autoencoder, AutoencoderConfig, BytePairTokenizer, Vocab
-
-T = TypeVar("T")
+from mmdlm.training_report import write_statistics
+from tokenizers_mm import Autoencoder, AutoencoderConfig, BytePairTokenizer
 
 LAWS = Mixture(((0.25, Square()), (0.15, Diagonal()), (0.6, Edges(text=0.4, image=0.6, hide=0.1))))
 
@@ -82,7 +74,7 @@ def recipe(
     skip = Skip()
     folder = ImageFolder(data, load=lambda path: fit(decode(path), size), on_error=skip)
     samples = read(folder, rows, skip, without)
-    pictures = pixels(samples)
+    pictures = tensor_of(samples)
     said = [text for sample in samples for text in sample.texts]
     text_tokenizer = BytePairTokenizer.train(said, size=text_vocabulary)
     image_tokenizer = Autoencoder(AutoencoderConfig(levels=(8, 8, 8, 8), context=3))
@@ -103,7 +95,9 @@ def recipe(
     )
     codes = torch.cat([image_tokenizer.encode(part) for part in pictures.split(64)]).numpy()
     pairs = [Encoded(sample.name, code, sample.texts) for sample, code in zip(samples, codes, strict=True)]
-    pipe = build(pairs, text_tokenizer, image_tokenizer, dim=dim, depth=depth)
+    grid = (size // image_tokenizer.downsample, size // image_tokenizer.downsample)
+    pipe = untrained(said, text_tokenizer, image_tokenizer, grid=grid, dim=dim, depth=depth)
+    write_statistics(out / "transformer", pairs, lambda text: len(text_tokenizer.encode(text)))
     yield Run(
         module=pipe.transformer.to(place),
         objective=Masking(Absorbing(pipe.layout.vocab.mask), LAWS),
@@ -129,58 +123,6 @@ def recipe(
     told = report(pipe, samples)
     print(told)
     pipe.save_pretrained(out / "model", card=f"# {out.name}\n\n{told}\n")
-
-
-class Rows:
-    """Encoded pairs become rows, each with one of its texts."""
-
-    def __init__(self, pipe: Pipeline) -> None:
-        self.pipe = pipe
-
-    def __call__(self, pairs: list[Encoded], rng: np.random.Generator) -> Canvas:
-        texts = [pair.texts[int(rng.integers(len(pair.texts)))] for pair in pairs]
-        codes = torch.from_numpy(np.stack([pair.codes for pair in pairs])).long()
-        return self.pipe.layout.pairs([self.pipe.text_tokenizer.encode(text) for text in texts], codes)
-
-
-class Rebuild:
-    """A hook: pictures above, what their codes give below."""
-
-    def __init__(self, pictures: Tensor) -> None:
-        self.pictures = pictures
-
-    def __call__(self, moment: Moment) -> None:
-        assert isinstance(moment.module, Autoencoder)
-        rebuilt = moment.module.decode(moment.module.encode(self.pictures))
-        rows = zip(self.pictures.split(8), rebuilt.split(8), strict=True)
-        shown = [image_of(picture) for pair in rows for picture in torch.cat(pair)]
-        sheet(shown).save(moment.folder / f"rebuilt-{moment.step:06d}.png")
-
-
-class Look:
-    """A hook: a contact sheet of training captions drawn, and how the training pictures are captioned."""
-
-    def __init__(self, pipe: Pipeline, samples: list[Sample]) -> None:
-        self.pipe = pipe
-        self.samples = samples
-
-    def __call__(self, moment: Moment) -> None:
-        pictures = [Image.fromarray(sample.image) for sample in self.samples if sample.image is not None]
-        drawn = self.pipe.text_to_image([sample.texts[0] for sample in self.samples], progress=False).images
-        told = self.pipe.caption(pictures, progress=False).texts
-        sheet([*pictures[:8], *drawn[:8], *pictures[8:], *drawn[8:]]).save(
-            moment.folder / f"samples-{moment.step:06d}.png"
-        )
-        lines = [f"{sample.texts[0]}\t{text}" for sample, text in zip(self.samples, told, strict=True)]
-        (moment.folder / f"captions-{moment.step:06d}.txt").write_text("\n".join(lines) + "\n", "utf-8")
-        named = sum(text in sample.texts for sample, text in zip(self.samples, told, strict=True))
-        moment.log({"captions.equal": named / len(self.samples)})
-
-
-def evenly(items: Sequence[T], count: int) -> list[T]:
-    """`count` of the items, or all, at even distances."""
-    count = min(count, len(items))
-    return [items[number * len(items) // count] for number in range(count)]
 
 
 def read(folder: ImageFolder, rows: int | None, skip: Skip, without: str) -> list[Sample]:
@@ -221,28 +163,3 @@ def report(pipe: Pipeline, samples: list[Sample]) -> str:
         "measured on the training pairs: they tell what it has by heart, and nothing about other pictures "
         "and texts. A few hundred pairs teach no more than themselves."
     )
-
-
-def build(
-    pairs: list[Encoded], text: BytePairTokenizer, image: Autoencoder, *, dim: int, depth: int
-) -> Pipeline:
-    """An untrained pipeline whose rows hold the longest of the texts."""
-    vocab = Vocab.build(num_text=text.size, num_codes=image.size)
-    longest = max(len(text.encode(said)) for pair in pairs for said in pair.texts)
-    height, width = pairs[0].codes.shape
-    layout = Layout(vocab=vocab, grid=(height, width), caption=longest + 1, question=1, answer=1)
-    drawing = Settings(steps=16, guidance={"image": 1.0})
-    writing = Settings(steps=8, policy=Unmask(quota=Scheduled(Linear()), temperature=0.0))
-    settings = {"text_to_image": drawing, "inpaint": drawing, "caption": writing, "joint": Settings(steps=32)}
-    return Pipeline.untrained(Codec(text, image, layout), dim=dim, depth=depth, settings=settings)
-
-
-def pixels(samples: list[Sample]) -> Tensor:
-    """(N, 3, H, W) float32 in [-1, 1]."""
-    stacked = np.stack([sample.image for sample in samples if sample.image is not None])
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-
-
-def image_of(picture: Tensor) -> Image.Image:
-    """(3, H, W) in [-1, 1] -> a picture."""
-    return Image.fromarray(((picture + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy())

@@ -1,0 +1,109 @@
+"""What recipes on one's own pairs share: rows of encoded pairs, sheets on the way. Knows no source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmdlm.canvas import Canvas, Layout
+from mmdlm.codec import Codec
+from mmdlm.data import Encoded, Sample
+from mmdlm.diffusion import Linear
+from mmdlm.pipeline import Pipeline
+from mmdlm.pretrained import Settings
+from mmdlm.report import sheet
+from mmdlm.sampling import Scheduled, Unmask
+from mmdlm.training import Moment
+from tokenizers_mm import Autoencoder, BytePairTokenizer, Vocab
+
+__all__ = ["Look", "Rebuild", "Rows", "evenly", "image_of", "tensor_of", "untrained"]
+
+T = TypeVar("T")
+
+
+class Rows:
+    """Encoded pairs become rows, each with one of its texts."""
+
+    def __init__(self, pipe: Pipeline) -> None:
+        self.pipe = pipe
+
+    def __call__(self, pairs: list[Encoded], rng: np.random.Generator) -> Canvas:
+        texts = [pair.texts[int(rng.integers(len(pair.texts)))] for pair in pairs]
+        codes = torch.from_numpy(np.stack([pair.codes for pair in pairs])).long()
+        return self.pipe.layout.pairs([self.pipe.text_tokenizer.encode(text) for text in texts], codes)
+
+
+class Rebuild:
+    """A hook of a tokenizer's run: pictures above, what their codes give below."""
+
+    def __init__(self, pictures: Tensor) -> None:
+        self.pictures = pictures  # (N, 3, H, W) in [-1, 1]
+
+    def __call__(self, moment: Moment) -> None:
+        assert isinstance(moment.module, Autoencoder)
+        rebuilt = moment.module.decode(moment.module.encode(self.pictures))
+        rows = zip(self.pictures.split(8), rebuilt.split(8), strict=True)
+        shown = [image_of(picture) for pair in rows for picture in torch.cat(pair)]
+        sheet(shown).save(moment.folder / f"rebuilt-{moment.step:06d}.png")
+
+
+class Look:
+    """A hook: a contact sheet of training captions drawn, and how the training pictures are captioned."""
+
+    def __init__(self, pipe: Pipeline, samples: list[Sample]) -> None:
+        self.pipe = pipe
+        self.samples = samples
+
+    def __call__(self, moment: Moment) -> None:
+        pictures = [Image.fromarray(sample.image) for sample in self.samples if sample.image is not None]
+        drawn = self.pipe.text_to_image([sample.texts[0] for sample in self.samples], progress=False).images
+        told = self.pipe.caption(pictures, progress=False).texts
+        sheet([*pictures[:8], *drawn[:8], *pictures[8:], *drawn[8:]]).save(
+            moment.folder / f"samples-{moment.step:06d}.png"
+        )
+        lines = [f"{sample.texts[0]}\t{text}" for sample, text in zip(self.samples, told, strict=True)]
+        (moment.folder / f"captions-{moment.step:06d}.txt").write_text("\n".join(lines) + "\n", "utf-8")
+        named = sum(text in sample.texts for sample, text in zip(self.samples, told, strict=True))
+        moment.log({"captions.equal": named / len(self.samples)})
+
+
+def evenly(items: Sequence[T], count: int) -> list[T]:
+    """`count` of the items, or all, at even distances."""
+    count = min(count, len(items))
+    return [items[number * len(items) // count] for number in range(count)]
+
+
+def untrained(
+    texts: Sequence[str],
+    text: BytePairTokenizer,
+    image: Autoencoder,
+    *,
+    grid: tuple[int, int],
+    dim: int,
+    depth: int,
+    guidance: float = 1.0,
+) -> Pipeline:
+    """An untrained pipeline whose rows hold the longest of the texts and pictures of `grid` codes."""
+    vocab = Vocab.build(num_text=text.size, num_codes=image.size)
+    longest = max(len(text.encode(said)) for said in texts)
+    layout = Layout(vocab=vocab, grid=grid, caption=longest + 1, question=1, answer=1)
+    drawing = Settings(steps=16, guidance={"image": guidance})
+    writing = Settings(steps=8, policy=Unmask(quota=Scheduled(Linear()), temperature=0.0))
+    settings = {"text_to_image": drawing, "inpaint": drawing, "caption": writing, "joint": Settings(steps=32)}
+    return Pipeline.untrained(Codec(text, image, layout), dim=dim, depth=depth, settings=settings)
+
+
+def tensor_of(samples: Sequence[Sample]) -> Tensor:
+    """(N, 3, H, W) float32 in [-1, 1] of samples with pictures of one size."""
+    stacked = np.stack([sample.image for sample in samples if sample.image is not None])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+def image_of(picture: Tensor) -> Image.Image:
+    """(3, H, W) in [-1, 1] -> a picture."""
+    return Image.fromarray(((picture + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
