@@ -104,9 +104,10 @@ def program_faults(path: Path, arguments: list[str]) -> list[str]:
     told = said(path, *recipe)
     if "takes:" not in told:
         return [f"no recipe {recipe}"]
-    keys = [word.partition("=")[0] for word in arguments[1:] if not word.startswith("--")]
+    keys = [word.partition("=")[0] for word in arguments[1:] if "=" in word]
     faults = [f"recipe {recipe[0]} takes no {key}" for key in keys if f"\n  {key}:" not in told]
-    return faults + [f"run.py has no {name}" for name in options if name != "--help"]
+    known = said(path)
+    return faults + [f"run.py has no {name}" for name in options if name != "--help" and name not in known]
 
 
 def faults_of(command: list[str]) -> list[str]:
@@ -228,7 +229,7 @@ def test_blocks_and_commands_are_found():
     [
         "make demo ARGS='--num 3'",
         ".venv/bin/python infer/joint.py 'a small' --num=3",
-        "python train/run.py pairs data=x steps=3",
+        "python train/run.py pairs data=x steps=3 --track wandb",
         "python train/run.py train/recipes/pairs.py --help",
         "python3 -m venv .venv",
         "mmdlm score --json",
@@ -247,6 +248,7 @@ def test_commands_that_exist_are_let_pass(command):
         "python infer/fly.py",
         "python infer/joint.py --nums 3",
         "python train/run.py pairs stepz=3",
+        "python train/run.py pairs --trace wandb",
         "python train/run.py fly",
         "python -m http.server",
         "mmdlm fly",

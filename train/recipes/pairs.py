@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from mmdlm import Pipeline
-from mmdlm.data import Batches, Encoded, ImageError, ImageFolder, Listed, Sample, Shuffled, Skip, decode, fit
+from mmdlm.data import Batches, Encoded, Listed, Sample, Shuffled, Skip, fit, open_source, to_array
 from mmdlm.diffusion import Absorbing, Diagonal, Edges, Masking, Mixture, Square
 from mmdlm.pairs import Look, Rebuild, Rows, evenly, tensor_of, untrained
 from mmdlm.program import find_device
@@ -55,8 +56,9 @@ def recipe(
 ) -> Iterator[Run]:
     """Tokenizers, then transformer; the model stands in OUT/model, contact sheets beside the checkpoints.
 
-    data: a folder of pictures with metadata.jsonl or metadata.csv (file_name, text). rows: only so many of
-    them, taken evenly from the whole folder. without: leaves out the rows with these words in their text.
+    data: a folder of pictures with metadata.jsonl or metadata.csv (file_name, text), or files of .jsonl,
+    .parquet or .tar, or a folder of them. rows: only so many of them, taken evenly from all. without: leaves
+    out the rows with these words in their text.
     size: pixels a side, a multiple of 8; pictures are scaled and cropped to it. batch: rows a step of the
     transformer, worked on in `parts`, on a CPU at once. lr: of Muon. Pictures that cannot be read are left
     out and named.
@@ -71,9 +73,7 @@ def recipe(
         raise ValueError(f"rows={rows}: wanted at least 1")
     place = find_device(device, option="device=")
     torch.manual_seed(seed)  # the first weights
-    skip = Skip()
-    folder = ImageFolder(data, load=lambda path: fit(decode(path), size), on_error=skip)
-    samples = read(folder, rows, skip, without)
+    samples = read(data, size, rows, without)
     pictures = tensor_of(samples)
     said = [text for sample in samples for text in sample.texts]
     text_tokenizer = BytePairTokenizer.train(said, size=text_vocabulary)
@@ -125,22 +125,18 @@ def recipe(
     pipe.save_pretrained(out / "model", card=f"# {out.name}\n\n{told}\n")
 
 
-def read(folder: ImageFolder, rows: int | None, skip: Skip, without: str) -> list[Sample]:
-    """Rows of the folder that are wanted and can be read. Raises ValueError when none is left."""
-    samples = []
-    wanted = list(range(len(folder)))
-    if without:
-        wanted = [index for index in wanted if all(without not in text for text in folder.texts_of(index))]
-    for index in wanted if rows is None else evenly(wanted, rows):
-        try:
-            samples.append(folder[index])
-        except ImageError as error:
-            skip(error)
+def read(data: Path, size: int, rows: int | None, without: str) -> list[Sample]:
+    """The pairs that are wanted and can be read, fitted to `size`. Raises ValueError when none is left."""
+    skip, samples = Skip(), []
+    for sample in open_source(data, on_error=skip):
+        if sample.image is not None and not (without and any(without in text for text in sample.texts)):
+            image = to_array(fit(Image.fromarray(sample.image), size))
+            samples.append(replace(sample, image=image))
     if skip.count:
         print(f"left out {skip.count} pictures: {skip.failures}")
     if not samples:
-        raise ValueError(f"{folder.path}: not one picture could be read")
-    return samples
+        raise ValueError(f"{data}: not one picture could be read")
+    return samples if rows is None else evenly(samples, rows)
 
 
 def report(pipe: Pipeline, samples: list[Sample]) -> str:
