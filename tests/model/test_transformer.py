@@ -11,6 +11,7 @@ from torch._dynamo.testing import CompileCounter
 
 from mmdlm.canvas import Canvas, Fill, Frame, Run
 from mmdlm.model import Transformer, TransformerConfig, initialise
+from mmdlm.model.layers import Gated
 from mmdlm.model.transformer import GridTable, TokenTable
 
 SMALL = TransformerConfig(vocab_size=40, text=(0, 10), image=(15, 39), mask=39, dim=16, depth=2, num_heads=2)
@@ -189,3 +190,11 @@ def test_compiled_blocks_are_the_same_blocks_without_a_break(checkpointed: bool)
     first = counter.frame_count
     gradients(network)
     assert counter.frame_count == first, "another canvas of the shape compiles nothing"
+
+
+def test_the_gated_product_has_the_gradient_of_the_formula() -> None:
+    both = torch.randn(5, 2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    both.requires_grad_()
+    assert torch.autograd.gradcheck(Gated.apply, (both,))
+    gate, up = both.detach().chunk(2, dim=-1)
+    assert torch.equal(Gated.apply(both), torch.nn.functional.silu(gate) * up)
