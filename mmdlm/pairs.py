@@ -13,11 +13,10 @@ from torch import Tensor
 from mmdlm.canvas import Canvas, Layout
 from mmdlm.codec import Codec
 from mmdlm.data import Encoded, Sample
-from mmdlm.diffusion import Linear
 from mmdlm.pipeline import Pipeline
 from mmdlm.pretrained import Settings
 from mmdlm.report import sheet
-from mmdlm.sampling import Scheduled, Unmask
+from mmdlm.sampling import Fixed, Threshold, Unmask
 from mmdlm.training import Moment
 from tokenizers_mm import Autoencoder, BytePairTokenizer, Vocab
 
@@ -93,7 +92,8 @@ def untrained(
     longest = max(len(text.encode(said)) for said in texts)
     layout = Layout(vocab=vocab, grid=grid, caption=longest + 1, question=1, answer=1)
     drawing = Settings(steps=16, guidance={"image": guidance})
-    writing = Settings(steps=8, policy=Unmask(quota=Scheduled(Linear()), temperature=0.0))
+    sure = Unmask(Fixed(1), rule=Threshold(0.9), temperature=0.0)  # several words at once only where certain
+    writing = Settings(steps=layout.caption, policy=sure)
     settings = {"text_to_image": drawing, "inpaint": drawing, "caption": writing, "joint": Settings(steps=32)}
     return Pipeline.untrained(Codec(text, image, layout), dim=dim, depth=depth, settings=settings)
 
