@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -12,15 +13,17 @@ from torch import Tensor
 
 from mmdlm.canvas import Canvas, Layout
 from mmdlm.codec import Codec
-from mmdlm.data import Encoded, Sample
+from mmdlm.data import Batches, Encoded, Listed, Sample, Shuffled
+from mmdlm.diffusion import Absorbing, Masking, Times
+from mmdlm.evaluate import Rate
 from mmdlm.pipeline import Pipeline
 from mmdlm.pretrained import Settings
 from mmdlm.report import sheet
 from mmdlm.sampling import Fixed, Threshold, Unmask
-from mmdlm.training import Moment
+from mmdlm.training import AdamW, Ema, Float32, Hook, Moment, Muon, Precision, Run, WarmupCosine
 from tokenizers_mm import Autoencoder, BytePairTokenizer, Vocab
 
-__all__ = ["Look", "Rebuild", "Rows", "evenly", "image_of", "tensor_of", "untrained"]
+__all__ = ["Look", "Rebuild", "Rows", "evenly", "image_of", "learn", "percent", "tensor_of", "untrained"]
 
 T = TypeVar("T")
 
@@ -69,6 +72,57 @@ class Look:
         (moment.folder / f"captions-{moment.step:06d}.txt").write_text("\n".join(lines) + "\n", "utf-8")
         named = sum(text in sample.texts for sample, text in zip(self.samples, told, strict=True))
         moment.log({"captions.equal": named / len(self.samples)})
+
+
+def learn(
+    pipe: Pipeline,
+    pairs: Sequence[Encoded],
+    laws: Times,
+    *,
+    folder: Path,
+    steps: int,
+    batch: int,
+    parts: int = 1,
+    lr: float,
+    hooks: tuple[Hook, ...] = (),
+    precision: Precision = Float32(),
+    device: torch.device,
+    seed: int = 0,
+    progress: bool = True,
+) -> Run:
+    """The run that trains the pipeline's transformer on pairs, `batch` of them a step in `parts` parts.
+
+    On a CPU the parts are worked on at once. `lr` is that of Muon.
+    """
+    return Run(
+        module=pipe.transformer.to(device),
+        objective=Masking(Absorbing(pipe.layout.vocab.mask), laws),
+        batches=Batches(
+            Listed(pairs.__getitem__, len(pairs), order=Shuffled(seed)),
+            batch // parts,
+            collate=Rows(pipe),
+            prefetch=2,
+        ),
+        accumulate=parts,
+        threads=parts if device.type == "cpu" else 1,
+        steps=steps,
+        folder=folder,
+        optimizer=Muon(lr=lr, weight_decay=0.05, rest=AdamW(lr=2e-3, weight_decay=0.05)),
+        learning_rate=WarmupCosine(warmup=100, floor=0.02),
+        ema=Ema(decay=0.998),
+        precision=precision,
+        hooks=hooks,
+        checkpoint_every=250,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def percent(right: int, total: int) -> str:
+    """A share with its 95 % interval."""
+    rate = Rate(right, total)
+    low, high = rate.interval
+    return f"{rate.share:.1%} [{low:.1%}, {high:.1%}]"
 
 
 def evenly(items: Sequence[T], count: int) -> list[T]:

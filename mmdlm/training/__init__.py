@@ -6,7 +6,16 @@ Randomness comes from (seed, step, micro-batch) alone: on a CPU a resumed run eq
 from mmdlm.training.best import EarlyStop, load_best
 from mmdlm.training.checkpoint import CheckpointError, SaveError
 from mmdlm.training.ema import Ema
-from mmdlm.training.optim import WSD, AdamW, BFloat16Autocast, Constant, Float32, Muon, WarmupCosine
+from mmdlm.training.optim import (
+    WSD,
+    AdamW,
+    BFloat16Autocast,
+    Constant,
+    Float32,
+    Muon,
+    Precision,
+    WarmupCosine,
+)
 from mmdlm.training.parallel import DDP, FullyShard, Parallel, Ranks, join
 from mmdlm.training.reconstruct import Exchange, Reconstruction
 from mmdlm.training.run import Batches, Divisible, Hook, Moment, Named, Objective, Run, Validation
@@ -36,6 +45,7 @@ __all__ = [
     "Named",
     "Objective",
     "Parallel",
+    "Precision",
     "Ranks",
     "Reconstruction",
     "Run",

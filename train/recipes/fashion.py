@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from mmdlm import Pipeline
 from mmdlm.data import Batches, Encoded, Listed, Sample, Shuffled
-from mmdlm.diffusion import Absorbing, Diagonal, Edges, LossOutput, Masking, Mixture, Square
-from mmdlm.evaluate import Rate
-from mmdlm.pairs import Look, Rebuild, Rows, evenly, tensor_of, untrained
+from mmdlm.diffusion import Diagonal, Edges, LossOutput, Mixture, Square
+from mmdlm.pairs import Look, Rebuild, evenly, learn, percent, tensor_of, untrained
 from mmdlm.program import find_device
 from mmdlm.report import sheet
-from mmdlm.training import AdamW, Ema, Muon, Reconstruction, Run, WarmupCosine
+from mmdlm.training import AdamW, Muon, Reconstruction, Run, WarmupCosine
 from tokenizers_mm import Autoencoder, AutoencoderConfig, BytePairTokenizer, prepare_torchvision
 
 LAWS = Mixture(((0.25, Square()), (0.15, Diagonal()), (0.6, Edges(text=0.3, image=0.7, hide=0.15))))
@@ -111,24 +110,17 @@ def recipe(
     pipe = untrained(
         texts, text_tokenizer, image_tokenizer, grid=grid, dim=dim, depth=depth, guidance=guidance
     )
-    yield Run(
-        module=pipe.transformer.to(place),
-        objective=Masking(Absorbing(pipe.layout.vocab.mask), LAWS),
-        batches=Batches(
-            Listed(pairs.__getitem__, len(pairs), order=Shuffled(seed)),
-            batch // parts,
-            collate=Rows(pipe),
-            prefetch=2,
-        ),
-        accumulate=parts,
-        threads=parts if place.type == "cpu" else 1,
-        steps=steps,
+    yield learn(
+        pipe,
+        pairs,
+        LAWS,
         folder=out / "transformer",
-        optimizer=Muon(lr=lr, weight_decay=0.05, rest=AdamW(lr=2e-3, weight_decay=0.05)),
-        learning_rate=WarmupCosine(warmup=100, floor=0.02),
-        ema=Ema(decay=0.998),
+        steps=steps,
+        batch=batch,
+        parts=parts,
+        lr=lr,
         hooks=((samples_every, Look(pipe, evenly(known, 16))),),
-        checkpoint_every=250,
+        device=place,
         seed=seed,
         progress=progress,
     )
@@ -251,17 +243,11 @@ def report(
     }
     words = (
         f"Trained by train/recipes/fashion.py on {trained:,} pictures of Fashion-MNIST. Of {num} held-out "
-        f"pictures {percent(figures['captions'], num)} are captioned with their class; of {num} pictures "
+        f"pictures {percent(int(named.sum()), num)} are captioned with their class; of {num} pictures "
         "drawn, of ten classes in turn, a classifier that was trained on the real ones says that "
-        f"{percent(figures['pictures'], num)} are of theirs. The same classifier names "
+        f"{percent(round(figures['pictures'] * num), num)} are of theirs. The same classifier names "
         f"{figures['judge on real pictures']:.1%} of the real held-out pictures and "
         f"{figures['judge on rebuilt pictures']:.1%} of them after the tokenizer."
     )
     columns = [image for number in range(8) for image in drawn[number * 10 : number * 10 + 10]]
     return words, figures, sheet(columns, columns=10)
-
-
-def percent(share: float, num: int) -> str:
-    """With its 95 % interval."""
-    low, high = Rate(round(share * num), num).interval
-    return f"{share:.1%} [{low:.1%}, {high:.1%}]"

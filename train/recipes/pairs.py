@@ -12,13 +12,12 @@ from PIL import Image
 
 from mmdlm import Pipeline
 from mmdlm.data import Batches, Encoded, Listed, Sample, Shuffled, Skip, fit, open_source, to_array
-from mmdlm.diffusion import Absorbing, Diagonal, Edges, Masking, Mixture, Square
-from mmdlm.pairs import Look, Rebuild, Rows, evenly, tensor_of, untrained
+from mmdlm.diffusion import Diagonal, Edges, Mixture, Square
+from mmdlm.pairs import Look, Rebuild, evenly, learn, tensor_of, untrained
 from mmdlm.program import find_device
 from mmdlm.training import (
     AdamW,
     BFloat16Autocast,
-    Ema,
     Float32,
     Muon,
     Reconstruction,
@@ -98,25 +97,18 @@ def recipe(
     grid = (size // image_tokenizer.downsample, size // image_tokenizer.downsample)
     pipe = untrained(said, text_tokenizer, image_tokenizer, grid=grid, dim=dim, depth=depth)
     write_statistics(out / "transformer", pairs, lambda text: len(text_tokenizer.encode(text)))
-    yield Run(
-        module=pipe.transformer.to(place),
-        objective=Masking(Absorbing(pipe.layout.vocab.mask), LAWS),
-        batches=Batches(
-            Listed(pairs.__getitem__, len(pairs), order=Shuffled(seed)),
-            batch // parts,
-            collate=Rows(pipe),
-            prefetch=2,
-        ),
-        accumulate=parts,
-        threads=parts if place.type == "cpu" else 1,
-        steps=steps,
+    yield learn(
+        pipe,
+        pairs,
+        LAWS,
         folder=out / "transformer",
-        optimizer=Muon(lr=lr, weight_decay=0.05, rest=AdamW(lr=2e-3, weight_decay=0.05)),
-        learning_rate=WarmupCosine(warmup=100, floor=0.02),
-        ema=Ema(decay=0.998),
-        precision=PRECISIONS[precision],
+        steps=steps,
+        batch=batch,
+        parts=parts,
+        lr=lr,
         hooks=((samples_every, Look(pipe, evenly(samples, 16))),),
-        checkpoint_every=250,
+        precision=PRECISIONS[precision],
+        device=place,
         seed=seed,
         progress=progress,
     )

@@ -16,12 +16,11 @@ from torch import Tensor
 
 from mmdlm import Pipeline
 from mmdlm.data import Batches, Encoded, ImageFolder, InOrder, Listed, Sample, Shuffled, Skip, decode, fit
-from mmdlm.diffusion import Absorbing, Diagonal, Edges, Masking, Mixture, Square
-from mmdlm.evaluate import Rate
-from mmdlm.pairs import Look, Rebuild, Rows, evenly, tensor_of, untrained
+from mmdlm.diffusion import Diagonal, Edges, Mixture, Square
+from mmdlm.pairs import Look, Rebuild, evenly, learn, percent, tensor_of, untrained
 from mmdlm.program import find_device
 from mmdlm.report import sheet
-from mmdlm.training import AdamW, Ema, Muon, Reconstruction, Run, WarmupCosine
+from mmdlm.training import AdamW, Muon, Reconstruction, Run, WarmupCosine
 from tokenizers_mm import Autoencoder, AutoencoderConfig, BytePairTokenizer
 
 LAWS = Mixture(((0.25, Square()), (0.15, Diagonal()), (0.6, Edges(text=0.3, image=0.7, hide=0.1))))
@@ -92,24 +91,17 @@ def recipe(
     pipe = untrained(
         said, text_tokenizer, image_tokenizer, grid=grid, dim=dim, depth=depth, guidance=guidance
     )
-    yield Run(
-        module=pipe.transformer.to(place),
-        objective=Masking(Absorbing(pipe.layout.vocab.mask), LAWS),
-        batches=Batches(
-            Listed(pairs.__getitem__, len(pairs), order=Shuffled(seed)),
-            batch // parts,
-            collate=Rows(pipe),
-            prefetch=2,
-        ),
-        accumulate=parts,
-        threads=parts if place.type == "cpu" else 1,
-        steps=steps,
+    yield learn(
+        pipe,
+        pairs,
+        LAWS,
         folder=out / "transformer",
-        optimizer=Muon(lr=lr, weight_decay=0.05, rest=AdamW(lr=2e-3, weight_decay=0.05)),
-        learning_rate=WarmupCosine(warmup=100, floor=0.02),
-        ema=Ema(decay=0.998),
+        steps=steps,
+        batch=batch,
+        parts=parts,
+        lr=lr,
         hooks=((samples_every, Look(pipe, evenly(known, 16))),),
-        checkpoint_every=250,
+        device=place,
         seed=seed,
         progress=progress,
     )
@@ -226,9 +218,3 @@ def shown(sample: Sample) -> Image.Image:
 def coarse(samples: list[Sample]) -> Tensor:
     """(N, 3 * 16 * 16): what pictures are compared by."""
     return F.adaptive_avg_pool2d(tensor_of(samples), 16).flatten(1)
-
-
-def percent(right: int, num: int) -> str:
-    """A share with its 95 % interval."""
-    low, high = Rate(right, num).interval
-    return f"{right / num:.1%} [{low:.1%}, {high:.1%}]"
