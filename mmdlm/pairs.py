@@ -20,10 +20,33 @@ from mmdlm.pipeline import Pipeline
 from mmdlm.pretrained import Settings
 from mmdlm.report import sheet
 from mmdlm.sampling import Fixed, Threshold, Unmask
-from mmdlm.training import AdamW, Ema, Float32, Hook, Moment, Muon, Precision, Run, WarmupCosine
+from mmdlm.training import (
+    AdamW,
+    Ema,
+    Float32,
+    Hook,
+    Moment,
+    Muon,
+    Precision,
+    Reconstruction,
+    Run,
+    WarmupCosine,
+)
 from tokenizers_mm import Autoencoder, BytePairTokenizer, Vocab
 
-__all__ = ["Look", "Rebuild", "Rows", "evenly", "image_of", "learn", "percent", "tensor_of", "untrained"]
+__all__ = [
+    "Look",
+    "Rebuild",
+    "Rows",
+    "encoded",
+    "evenly",
+    "image_of",
+    "learn",
+    "learn_codes",
+    "percent",
+    "tensor_of",
+    "untrained",
+]
 
 T = TypeVar("T")
 
@@ -72,6 +95,48 @@ class Look:
         (moment.folder / f"captions-{moment.step:06d}.txt").write_text("\n".join(lines) + "\n", "utf-8")
         named = sum(text in sample.texts for sample, text in zip(self.samples, told, strict=True))
         moment.log({"captions.equal": named / len(self.samples)})
+
+
+def learn_codes(
+    tokenizer: Autoencoder,
+    samples: Sequence[Sample],
+    *,
+    folder: Path,
+    steps: int,
+    batch: int = 64,
+    shown: Sequence[Sample],
+    every: int,
+    seed: int = 0,
+    progress: bool = True,
+) -> Run:
+    """The run that trains a tokenizer on pictures of one size; those `shown` are rebuilt on the way."""
+    return Run(
+        module=tokenizer,
+        objective=Reconstruction(),
+        batches=Batches(
+            Listed(samples.__getitem__, len(samples), order=Shuffled(seed)),
+            batch,
+            collate=lambda items, rng: tensor_of(items),
+        ),
+        steps=steps,
+        folder=folder,
+        optimizer=Muon(lr=4e-3, weight_decay=0.01, rest=AdamW(lr=4e-3, weight_decay=0.01)),
+        learning_rate=WarmupCosine(warmup=50, floor=0.01),
+        ema=None,
+        hooks=((every, Rebuild(tensor_of(shown))),),
+        checkpoint_every=500,
+        progress=progress,
+    )
+
+
+def encoded(tokenizer: Autoencoder, samples: Sequence[Sample]) -> list[Encoded]:
+    """The samples with codes for pictures."""
+    pairs: list[Encoded] = []
+    for start in range(0, len(samples), 256):
+        some = samples[start : start + 256]
+        codes = tokenizer.encode(tensor_of(some)).numpy()
+        pairs += [Encoded(s.name, code, s.texts) for s, code in zip(some, codes, strict=True)]
+    return pairs
 
 
 def learn(

@@ -19,8 +19,9 @@ from mmdlm.training.optim import (
 from mmdlm.training.parallel import DDP, FullyShard, Parallel, Ranks, join
 from mmdlm.training.reconstruct import Exchange, Reconstruction
 from mmdlm.training.run import Batches, Divisible, Hook, Moment, Named, Objective, Run, Validation
+from mmdlm.training.signals import Stopped
 from mmdlm.training.track import Listener, TensorBoard, Trackio, WandB
-from mmdlm.training.trainer import BatchError, Stopped, Trainer
+from mmdlm.training.trainer import BatchError, Trainer
 from mmdlm.training.validate import validate
 
 __all__ = [

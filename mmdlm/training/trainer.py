@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import islice
-from types import FrameType
 from typing import Any, Generic
 
 import torch
@@ -38,14 +35,11 @@ from mmdlm.training.finite import Watch
 from mmdlm.training.metrics import Metrics, Value, Window
 from mmdlm.training.parallel import DDP, join, show, shown
 from mmdlm.training.run import Assignable, BatchT, Divisible, Moment, Named, Objective, Run, generator
+from mmdlm.training.signals import Stopped, caught_signals
 from mmdlm.training.track import Audience
 from mmdlm.training.validate import validate
 
 _log = logging.getLogger(__name__)
-
-
-class Stopped(SystemExit):
-    """A signal ended the run, a checkpoint stands; exit status 128 + number of the signal (TERM: 143)."""
 
 
 class BatchError(ValueError):
@@ -125,7 +119,7 @@ class Trainer(Generic[BatchT]):
         self.module.train()
         quiet = not (run.progress and self.ranks.leads)
         bar = tqdm(total=run.steps, initial=self.step, disable=quiet, dynamic_ncols=True)
-        with bar, _signals() as caught:
+        with bar, caught_signals() as caught:
             stream = self._stream()
             if not self._observed:  # a signal came before what was due; saved, lest the next resume repeat it
                 self._look(bar)
@@ -518,25 +512,3 @@ def _add_gradient(parameter: nn.Parameter, gradient: Tensor | None) -> None:
         parameter.grad = gradient
     else:  # laid out like the parameter, as backward does: fused optimizers walk both side by side
         parameter.grad = torch.empty_like(parameter).copy_(gradient)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """The caught SIGTERM or SIGINT, in the main thread only; after the first one the next kills at once."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-    watched = (signal.SIGTERM, signal.SIGINT)
-
-    def note(number: int, _: FrameType | None) -> None:
-        caught.append(number)
-        for each in watched:
-            signal.signal(each, signal.SIG_DFL)
-
-    before = {each: signal.signal(each, note) for each in watched}
-    try:
-        yield caught
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)

@@ -210,7 +210,7 @@ def test_fashion_says_what_it_wants(program, tmp_path):
 
 @pytest.fixture
 def hands(tmp_path) -> list[Path]:
-    """Two folders of the same twenty things, red and blue."""
+    """Two folders of the same twenty things, red and blue, and a broken picture in each."""
     folders = []
     for style, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
         folder = tmp_path / style
@@ -219,6 +219,8 @@ def hands(tmp_path) -> list[Path]:
         for number in range(20):
             Image.new("RGB", (8, 8), colour).save(folder / f"{number}.png")
             rows.append(json.dumps({"file_name": f"{number}.png", "text": f"thing {number}", "style": style}))
+        (folder / "broken.png").write_bytes(b"no picture")
+        rows.append(json.dumps({"file_name": "broken.png", "text": "nothing", "style": style}))
         (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n")
         folders.append(folder)
     return folders
@@ -230,6 +232,7 @@ def test_styles_leaves_pairs_of_thing_and_style_out_and_asks_for_them(program, t
     arguments += ("tokenizer_steps=2", "steps=2", "samples_every=2", *SMALL)
     done = program(RUN, "styles", *arguments)
     assert done.status == 0, done.err
+    assert done.out.count("left out 1 pictures") == 2
     figures = json.loads((out / "scores.json").read_text())
     assert figures["unseen"] >= 1
     card = (out / "model" / "README.md").read_text()

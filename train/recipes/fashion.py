@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmdlm import Pipeline
-from mmdlm.data import Batches, Encoded, Listed, Sample, Shuffled
+from mmdlm.data import Batches, Listed, Sample, Shuffled
 from mmdlm.diffusion import Diagonal, Edges, LossOutput, Mixture, Square
-from mmdlm.pairs import Look, Rebuild, evenly, learn, percent, tensor_of, untrained
+from mmdlm.pairs import Look, encoded, evenly, learn, learn_codes, percent, tensor_of, untrained
 from mmdlm.program import find_device
 from mmdlm.report import sheet
-from mmdlm.training import AdamW, Muon, Reconstruction, Run, WarmupCosine
+from mmdlm.training import AdamW, Run, WarmupCosine
 from tokenizers_mm import Autoencoder, AutoencoderConfig, BytePairTokenizer, prepare_torchvision
 
 LAWS = Mixture(((0.25, Square()), (0.15, Diagonal()), (0.6, Edges(text=0.3, image=0.7, hide=0.15))))
@@ -74,7 +74,7 @@ def recipe(
     yield Run(
         module=judge,
         objective=Naming(),
-        batches=pictures_of(known, 128, seed, labels=True),
+        batches=labelled(known, 128, seed),
         steps=judge_steps,
         folder=out / "judge",
         optimizer=AdamW(lr=2e-3, weight_decay=0.05),
@@ -89,23 +89,19 @@ def recipe(
             channels=(32, 64), encoder_blocks=(0, 2), decoder_blocks=(1, 2), levels=(8, 8, 8), context=3
         )
     )
-    shown = tensor_of(evenly(known, 32))
-    yield Run(
-        module=image_tokenizer,
-        objective=Reconstruction(),
-        batches=pictures_of(known, 64, seed),
-        steps=tokenizer_steps,
+    yield learn_codes(
+        image_tokenizer,
+        known,
         folder=out / "image_tokenizer",
-        optimizer=Muon(lr=4e-3, weight_decay=0.01, rest=AdamW(lr=4e-3, weight_decay=0.01)),
-        learning_rate=WarmupCosine(warmup=50, floor=0.01),
-        ema=None,
-        hooks=((samples_every, Rebuild(shown)),),
-        checkpoint_every=500,
+        steps=tokenizer_steps,
+        shown=evenly(known, 32),
+        every=samples_every,
+        seed=seed,
         progress=progress,
     )
     texts = [form.format(name) for name in NAMES for form in FORMS]
     text_tokenizer = BytePairTokenizer.train(texts * 10, size=300)
-    pairs = encode(image_tokenizer, known)
+    pairs = encoded(image_tokenizer, known)
     grid = pairs[0].codes.shape
     pipe = untrained(
         texts, text_tokenizer, image_tokenizer, grid=grid, dim=dim, depth=depth, guidance=guidance
@@ -155,25 +151,14 @@ def read(root: Path, *, train: bool, download: bool) -> list[Sample]:
     ]
 
 
-def pictures_of(samples: list[Sample], size: int, seed: int, *, labels: bool = False) -> Batches:
-    """Batches (B, 3, H, W) in [-1, 1], with `labels` beside them (B,) long."""
+def labelled(samples: list[Sample], size: int, seed: int) -> Batches:
+    """Batches of pictures (B, 3, H, W) in [-1, 1] and classes (B,) long."""
 
-    def collate(items: list[Sample], rng: np.random.Generator) -> Tensor | tuple[Tensor, Tensor]:
-        pictures = tensor_of(items)
-        return (pictures, torch.tensor([item.extra["class"] for item in items])) if labels else pictures
+    def collate(items: list[Sample], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        return tensor_of(items), torch.tensor([item.extra["class"] for item in items])
 
     source = Listed(samples.__getitem__, len(samples), order=Shuffled(seed))
     return Batches(source, size, collate=collate, prefetch=2)
-
-
-def encode(tokenizer: Autoencoder, samples: list[Sample]) -> list[Encoded]:
-    """The pictures as codes."""
-    pairs: list[Encoded] = []
-    for start in range(0, len(samples), 500):
-        some = samples[start : start + 500]
-        codes = tokenizer.encode(tensor_of(some)).numpy()
-        pairs += [Encoded(s.name, code, s.texts) for s, code in zip(some, codes, strict=True)]
-    return pairs
 
 
 class Judge(nn.Module):

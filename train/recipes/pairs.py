@@ -11,18 +11,14 @@ import torch
 from PIL import Image
 
 from mmdlm import Pipeline
-from mmdlm.data import Batches, Encoded, Listed, Sample, Shuffled, Skip, fit, open_source, to_array
+from mmdlm.data import Sample, Skip, fit, open_source, to_array
 from mmdlm.diffusion import Diagonal, Edges, Mixture, Square
-from mmdlm.pairs import Look, Rebuild, evenly, learn, tensor_of, untrained
+from mmdlm.pairs import Look, encoded, evenly, learn, learn_codes, untrained
 from mmdlm.program import find_device
 from mmdlm.training import (
-    AdamW,
     BFloat16Autocast,
     Float32,
-    Muon,
-    Reconstruction,
     Run,
-    WarmupCosine,
 )
 from mmdlm.training_report import write_statistics
 from tokenizers_mm import Autoencoder, AutoencoderConfig, BytePairTokenizer
@@ -73,27 +69,21 @@ def recipe(
     place = find_device(device, option="device=")
     torch.manual_seed(seed)  # the first weights
     samples = read(data, size, rows, without)
-    pictures = tensor_of(samples)
     said = [text for sample in samples for text in sample.texts]
     text_tokenizer = BytePairTokenizer.train(said, size=text_vocabulary)
     image_tokenizer = Autoencoder(AutoencoderConfig(levels=(8, 8, 8, 8), context=3))
-    yield Run(
-        module=image_tokenizer,
-        objective=Reconstruction(),
-        batches=Batches(
-            Listed(int, len(samples), order=Shuffled(seed)), batch, collate=lambda items, rng: pictures[items]
-        ),
-        steps=tokenizer_steps,
+    yield learn_codes(
+        image_tokenizer,
+        samples,
         folder=out / "image_tokenizer",
-        optimizer=Muon(lr=4e-3, weight_decay=0.01, rest=AdamW(lr=4e-3, weight_decay=0.01)),
-        learning_rate=WarmupCosine(warmup=50, floor=0.01),
-        ema=None,
-        hooks=((samples_every, Rebuild(pictures[:32])),),
-        checkpoint_every=500,
+        steps=tokenizer_steps,
+        batch=batch,
+        shown=samples[:32],
+        every=samples_every,
+        seed=seed,
         progress=progress,
     )
-    codes = torch.cat([image_tokenizer.encode(part) for part in pictures.split(64)]).numpy()
-    pairs = [Encoded(sample.name, code, sample.texts) for sample, code in zip(samples, codes, strict=True)]
+    pairs = encoded(image_tokenizer, samples)
     grid = (size // image_tokenizer.downsample, size // image_tokenizer.downsample)
     pipe = untrained(said, text_tokenizer, image_tokenizer, grid=grid, dim=dim, depth=depth)
     write_statistics(out / "transformer", pairs, lambda text: len(text_tokenizer.encode(text)))

@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from mmdlm import Pipeline
-from mmdlm.data import Batches, Encoded, ImageFolder, InOrder, Listed, Sample, Shuffled, Skip, decode, fit
+from mmdlm.data import ImageFolder, InOrder, Sample, Skip, decode, fit
 from mmdlm.diffusion import Diagonal, Edges, Mixture, Square
-from mmdlm.pairs import Look, Rebuild, evenly, learn, percent, tensor_of, untrained
+from mmdlm.pairs import Look, encoded, evenly, learn, learn_codes, percent, tensor_of, untrained
 from mmdlm.program import find_device
 from mmdlm.report import sheet
-from mmdlm.training import AdamW, Muon, Reconstruction, Run, WarmupCosine
+from mmdlm.training import Run
 from tokenizers_mm import Autoencoder, AutoencoderConfig, BytePairTokenizer
 
 LAWS = Mixture(((0.25, Square()), (0.15, Diagonal()), (0.6, Edges(text=0.3, image=0.7, hide=0.1))))
@@ -69,24 +69,17 @@ def recipe(
             channels=(48, 96), encoder_blocks=(0, 2), decoder_blocks=(1, 2), levels=(8, 8, 8, 4), context=3
         )
     )
-    pictures = tensor_of(known)
-    yield Run(
-        module=image_tokenizer,
-        objective=Reconstruction(),
-        batches=Batches(
-            Listed(int, len(known), order=Shuffled(seed)), 64, collate=lambda items, rng: pictures[items]
-        ),
-        steps=tokenizer_steps,
+    yield learn_codes(
+        image_tokenizer,
+        known,
         folder=out / "image_tokenizer",
-        optimizer=Muon(lr=4e-3, weight_decay=0.01, rest=AdamW(lr=4e-3, weight_decay=0.01)),
-        learning_rate=WarmupCosine(warmup=50, floor=0.01),
-        ema=None,
-        hooks=((samples_every, Rebuild(tensor_of(evenly(known, 32)))),),
-        checkpoint_every=500,
+        steps=tokenizer_steps,
+        shown=evenly(known, 32),
+        every=samples_every,
+        seed=seed,
         progress=progress,
     )
-    codes = torch.cat([image_tokenizer.encode(part) for part in pictures.split(256)]).numpy()
-    pairs = [Encoded(sample.name, code, sample.texts) for sample, code in zip(known, codes, strict=True)]
+    pairs = encoded(image_tokenizer, known)
     grid = pairs[0].codes.shape
     pipe = untrained(
         said, text_tokenizer, image_tokenizer, grid=grid, dim=dim, depth=depth, guidance=guidance
@@ -120,8 +113,8 @@ def read(path: Path, size: int, style: str, without: str) -> list[Sample]:
         small = max(image.size) < size
         return fit(image, size, resample=Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC)
 
-    samples = []
-    for sample in ImageFolder(path, load=load, order=InOrder(), on_error=Skip()):
+    skip, samples = Skip(), []
+    for sample in ImageFolder(path, load=load, order=InOrder(), on_error=skip):
         if without and any(without in text for text in sample.texts):
             continue
         if style not in sample.extra:
@@ -129,6 +122,8 @@ def read(path: Path, size: int, style: str, without: str) -> list[Sample]:
         hand = sample.extra[style]
         texts = tuple(f"{text}, {hand} style" for text in sample.texts)
         samples.append(replace(sample, texts=texts, extra={**sample.extra, "thing": sample.texts[0]}))
+    if skip.count:
+        print(f"left out {skip.count} pictures: {skip.failures}")
     if not samples:
         raise ValueError(f"{path}: no row is left without {without!r}")
     return samples
