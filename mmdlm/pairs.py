@@ -104,20 +104,25 @@ def learn_codes(
     folder: Path,
     steps: int,
     batch: int = 64,
+    parts: int = 1,
     shown: Sequence[Sample],
     every: int,
     seed: int = 0,
     progress: bool = True,
 ) -> Run:
-    """The run that trains a tokenizer on pictures of one size; those `shown` are rebuilt on the way."""
+    """The run that trains a tokenizer on pictures of one size; those `shown` are rebuilt on the way.
+
+    `batch` pictures a step, in `parts` parts, which `torchrun` shares out.
+    """
     return Run(
         module=tokenizer,
         objective=Reconstruction(),
         batches=Batches(
             Listed(samples.__getitem__, len(samples), order=Shuffled(seed)),
-            batch,
+            batch // parts,
             collate=lambda items, rng: tensor_of(items),
         ),
+        accumulate=parts,
         steps=steps,
         folder=folder,
         optimizer=Muon(lr=4e-3, weight_decay=0.01, rest=AdamW(lr=4e-3, weight_decay=0.01)),

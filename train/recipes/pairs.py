@@ -78,6 +78,7 @@ def recipe(
         folder=out / "image_tokenizer",
         steps=tokenizer_steps,
         batch=batch,
+        parts=parts,
         shown=samples[:32],
         every=samples_every,
         seed=seed,

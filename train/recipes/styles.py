@@ -74,6 +74,7 @@ def recipe(
         known,
         folder=out / "image_tokenizer",
         steps=tokenizer_steps,
+        parts=parts,
         shown=evenly(known, 32),
         every=samples_every,
         seed=seed,
