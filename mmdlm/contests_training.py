@@ -128,10 +128,10 @@ class TrainingContest:
         ours, theirs = gradients
         return abs(losses[0] / losses[1] - 1), float((ours - theirs).norm() / theirs.norm())
 
-    def flops(self, documents: Sequence[Canvas]) -> int:
+    def flops(self, documents: Sequence[Canvas]) -> float:
         """Operations that a step needs, see `training_flops`."""
         batch = Canvas.concat(documents)
-        return training_flops(self.model, batch, Rows.of(batch.masked))
+        return float(training_flops(self.model, batch, Rows.of(batch.masked)))
 
 
 def peak_memory(build: Callable[[], TrainingContest], side: str, threads: int) -> int | None:

@@ -29,6 +29,8 @@ _TITLES = {
     "lr": "Learning rate",
     "grad_norm": "Norm of the gradient before clipping",
     "tokens_per_second": "Counted positions a second",
+    "flops_per_second": "Operations a second, all processes together",
+    "utilisation": "Model-FLOP utilisation",
 }
 _UNPLOTTED = ("step", "seconds", "skipped")
 _SHEETS = 6  # of each kind of sheet, the last one among them
@@ -77,14 +79,14 @@ def write_statistics(folder: Path, pairs: Sequence[Encoded], count: Callable[[st
 
     Raises ValueError where there is no text.
     """
-    texts = [text for pair in pairs for text in pair.texts]
+    texts = [text for pair in pairs for text in pair.all_texts]
     if not texts:
         raise ValueError("statistics need at least one pair with a text")
     lengths = sorted(map(count, texts))
-    codes = np.stack([pair.codes for pair in pairs])
+    codes = np.stack([grid for pair in pairs for grid in pair.all_codes])
     folder.mkdir(parents=True, exist_ok=True)
     statistics = {
-        "pictures": len(pairs),
+        "pictures": len(codes),
         "texts": len(texts),
         "texts that differ": len(set(texts)),
         "tokens a text": f"{lengths[0]} to {lengths[-1]}, median {lengths[len(lengths) // 2]}",
@@ -132,6 +134,10 @@ def _summary(records: Sequence[Mapping[str, Any]], configuration: Mapping[str, A
         rows.append(("time in updates", _duration(seconds[-1][1])))
     if pace := sorted(value for _, value in column("tokens_per_second")):
         rows.append(("tokens a second, median", f"{pace[len(pace) // 2]:,.0f}"))
+    if pace := sorted(value for _, value in column("flops_per_second")):
+        rows.append(("GFLOP a second, median", f"{pace[len(pace) // 2] / 1e9:,.1f}"))
+    if share := sorted(value for _, value in column("utilisation")):
+        rows.append(("model-FLOP utilisation, median", f"{share[len(share) // 2]:.1%}"))
     keys = dict.fromkeys(key for record in records for key in record)
     for key in keys:
         if key.partition("/")[0] in ("loss", "bound") and (found := column(key)):

@@ -2,7 +2,7 @@
 
 from mmdlm.model.attention import Kernel, Reference, Sdpa, Xformers, attend, default_kernel
 from mmdlm.model.cache import Memory
-from mmdlm.model.flops import forward_flops, training_flops, utilisation
+from mmdlm.model.flops import forward_flops, peak_flops, training_flops, utilisation
 from mmdlm.model.lora import (
     LoraLinear,
     add_lora,
@@ -37,6 +37,7 @@ __all__ = [
     "load_lora",
     "lora_layers",
     "merge_lora",
+    "peak_flops",
     "save_lora",
     "training_flops",
     "unfreeze",

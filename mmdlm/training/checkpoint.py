@@ -1,7 +1,8 @@
 """A run's state on the disk: safetensors and JSON under a manifest of sha256, whole or not at all.
 
 A checkpoint is a folder `step-00000100`: `module.safetensors`, `optimizer.safetensors`, `average.safetensors`
-(where there is one), `state.json` (step, data position, what else is plain) and `manifest.json`. A damaged
+(where there is one), `state.json` (step, data position, what else is plain) and `manifest.json`. What several
+ranks held in parts lies in parts, `shard-00001-model-00001-of-00003.safetensors` (`pieces.py`). A damaged
 one is reported and left alone: passed over, neither changed nor deleted nor counted among those that stay.
 When the run comes to its step again, it is moved to `broken-step-00000100` to make room.
 """
@@ -12,8 +13,9 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmdlm.io.atomic import atomic_folder, atomic_write, remove_folder
+from mmdlm.training.pieces import pieces
 
 _NAME = re.compile(r"step-(\d{8,})")
 
@@ -41,6 +44,15 @@ class Checkpoint:
 
     tensors: Mapping[str, Mapping[str, Tensor]]
     state: Mapping[str, Any]
+    folder: Path | None = None  # where it lies, if in parts: then `tensors` are on the meta device
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A checkpoint that is being written: files in `folder`, and what their sha256 are known to be."""
+
+    folder: Path
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 class Checkpoints:
@@ -63,14 +75,24 @@ class Checkpoints:
 
         Raises SaveError, saying what stands, when it cannot be written; then nothing of it is left.
         """
+        with self.writing(step, checkpoint.state) as begun:
+            for group, tensors in checkpoint.tensors.items():
+                plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+                save_file(plain, begun.folder / f"{group}.safetensors")
+        return self._path(step)
+
+    @contextmanager
+    def writing(self, step: int, state: Mapping[str, Any]) -> Iterator[Unfinished]:
+        """Inside, the tensors' files of the checkpoint of `step` are written; see `save`."""
         path = self._path(step)
         try:
             with atomic_folder(path) as part:
-                for group, tensors in checkpoint.tensors.items():
-                    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-                    save_file(plain, part / f"{group}.safetensors")
-                atomic_write(part / "state.json", _json(dict(checkpoint.state)))
-                manifest = {file.name: _sha256(file) for file in sorted(part.iterdir())}
+                begun = Unfinished(part)
+                yield begun
+                atomic_write(part / "state.json", _json(dict(state)))
+                names = sorted(file.name for file in part.iterdir())
+                known = begun.digests
+                manifest = {name: known[name] if name in known else sha256(part / name) for name in names}
                 atomic_write(part / "manifest.json", _json(manifest))
                 if path.exists() and not self._is_whole(step):
                     path.rename(self._aside(path))
@@ -80,7 +102,6 @@ class Checkpoints:
             ) from error
         self._whole[step] = True
         self.prune()
-        return path
 
     def prune(self) -> None:
         """Removes whole checkpoints older than the `keep` newest such, as each save does at its end."""
@@ -93,8 +114,10 @@ class Checkpoints:
         path = self._path(step)
         try:
             files = [name for name in _verify(path) if name.endswith(".safetensors")]
+            if any(name.startswith("shard-") for name in files):
+                return Checkpoint(pieces(path), _state(path), path)
             tensors = {name.removesuffix(".safetensors"): load_file(path / name) for name in files}
-            return Checkpoint(tensors, json.loads((path / "state.json").read_text(encoding="utf-8")))
+            return Checkpoint(tensors, _state(path))
         except (OSError, SafetensorError, ValueError, AttributeError) as error:
             raise CheckpointError(f"the checkpoint {path} cannot be read: {error}") from error
 
@@ -154,11 +177,15 @@ def _verify(path: Path) -> list[str]:
     if stray:
         raise ValueError(f"its manifest and its files disagree about {sorted(stray)}")
     for name, digest in manifest.items():
-        if _sha256(path / name) != digest:
+        if sha256(path / name) != digest:
             raise ValueError(f"{name} is not the file that was saved (its sha256 differs)")
     if written != _json(manifest):  # no byte of the manifest itself is without a check
         raise ValueError("manifest.json is not the file that was saved")
     return list(manifest)
+
+
+def _state(path: Path) -> dict[str, Any]:
+    return json.loads((path / "state.json").read_text(encoding="utf-8"))
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
@@ -232,6 +259,7 @@ def _kind(value: Tensor) -> tuple[torch.Size, torch.dtype]:
     return value.shape, value.dtype
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of the file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

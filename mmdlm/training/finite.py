@@ -5,7 +5,7 @@ Knows no weights: the trainer leaves such an update out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,12 @@ from torch import Tensor
 
 IN_A_ROW = 3  # updates that end the run
 _SHOWN = 8  # samples of one update that a message names; the metrics name all
+
+Every = Callable[[list[str]], list[list[str]]]
+
+
+def _alone(samples: list[str]) -> list[list[str]]:
+    return [samples]
 
 
 class Watch:
@@ -28,15 +34,19 @@ class Watch:
         """Notes update `step` (1 is the first), made of `samples`, without a host sync; `broken`: () bool."""
         self._unseen.append((step, broken, list(samples)))
 
-    def look(self) -> list[tuple[int, list[str]]]:
-        """The updates that were not finite since the last look, with their samples (a host sync)."""
+    def look(self, every: Every = _alone) -> list[tuple[int, list[str]]]:
+        """The updates that were not finite since the last look, with their samples (a host sync).
+
+        `every` gathers what each of several processes names; they all find the same updates.
+        """
         unseen, self._unseen = self._unseen, []
         if not unseen:
             return []
         flags = torch.stack([broken for _, broken, _ in unseen]).tolist()
         found = []
-        for (step, _, samples), broken in zip(unseen, flags, strict=True):
+        for (step, _, mine), broken in zip(unseen, flags, strict=True):
             if broken:
+                samples = [name for part in every(mine) for name in part]
                 found.append((step, samples))
                 self._row.append((step, samples))
                 self.skipped += 1
@@ -46,13 +56,13 @@ class Watch:
                 self._row = []
         return found
 
-    def check(self, standing: str) -> None:
+    def check(self, standing: Callable[[], str]) -> None:
         """Raises FloatingPointError, naming steps and samples, if too many were seen one after the other."""
         if self._fatal:
             told = "; ".join(f"step {step}: {_few(samples)}" for step, samples in self._fatal)
             raise FloatingPointError(
                 f"the loss or its gradient was not finite in {IN_A_ROW} updates in a row; they were left "
-                f"out. Their samples: {told}. {standing}"
+                f"out. Their samples: {told}. It stops; {standing()}"
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from mmdlm.io.atomic import atomic_write
 Value = float | int | str | None
 Totals = dict[str, dict[str, float]]
 
+_KINDS = ("sums", "bounds", "counts", "flops")
+
 
 class Metrics:
     """The file `metrics.jsonl`: records with a `step`, appended, and cut back when a run resumes."""
@@ -71,15 +73,16 @@ class Window:
     """Losses added up since the last record, on the device: adding costs no host sync."""
 
     def __init__(self) -> None:
-        self._totals: dict[str, dict[str, Tensor]] = {"sums": {}, "bounds": {}, "counts": {}}
+        self._totals: dict[str, dict[str, Tensor]] = {kind: {} for kind in _KINDS}
 
     def add(self, losses: LossOutput) -> None:
         """Adds the figures of one forward pass."""
         for kind, new in (("sums", losses.sums), ("bounds", losses.bounds), ("counts", losses.counts)):
-            totals = self._totals[kind]
-            for name, value in new.items():
-                wide = value.detach().to(torch.float64)
-                totals[name] = totals[name] + wide if name in totals else wide
+            self._add(kind, new)
+
+    def add_flops(self, flops: Tensor) -> None:
+        """Adds operations that were done."""
+        self._add("flops", {"flops": flops})
 
     def join(self, other: Window, *, unless: Tensor | None = None) -> None:
         """Adds the figures of another window; nothing where `unless`, () bool on the device, is true."""
@@ -110,9 +113,14 @@ class Window:
         """The counted positions of all modalities (a host sync)."""
         return int(sum(float(value) for value in self._totals["counts"].values()))
 
+    def flops(self) -> float | None:
+        """The operations done; None where they are not counted (a host sync)."""
+        found = self._totals["flops"].get("flops")
+        return None if found is None else float(found)
+
     def clear(self) -> None:
         """Starts the next window."""
-        self._totals = {kind: {} for kind in self._totals}
+        self._totals = {kind: {} for kind in _KINDS}
 
     def state_dict(self) -> Totals:
         """Plain floats for JSON, exact in both directions (a host sync)."""
@@ -125,6 +133,12 @@ class Window:
                 name: torch.tensor(value, dtype=torch.float64, device=device)
                 for name, value in totals.items()
             }
+
+    def _add(self, kind: str, new: Mapping[str, Tensor]) -> None:
+        totals = self._totals[kind]
+        for name, value in new.items():
+            wide = value.detach().to(torch.float64)
+            totals[name] = totals[name] + wide if name in totals else wide
 
     def _means(self, kind: str) -> dict[str, float]:
         counts = {name: float(value) for name, value in self._totals["counts"].items()}

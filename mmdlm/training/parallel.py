@@ -34,9 +34,17 @@ class Ranks:
     Every method is called by all ranks, in the same order.
     """
 
-    def __init__(self, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, rank: int = 0, world: int = 1, group: dist.ProcessGroup | None = None) -> None:
+        """`group` is that of these processes, None: all there are."""
         self.rank = rank
         self.world = world
+        self.group = group
+
+    def apart(self) -> Ranks:
+        """The same ranks on lines of their own, on the CPU, so that a thread of each may talk meanwhile."""
+        if self.world == 1:
+            return self
+        return Ranks(self.rank, self.world, cast(dist.ProcessGroup, dist.new_group(backend="gloo")))
 
     @property
     def leads(self) -> bool:
@@ -48,7 +56,7 @@ class Ranks:
         if self.world == 1:
             return numbers
         found = torch.tensor(numbers, dtype=torch.long)
-        dist.all_reduce(found, dist.ReduceOp.MAX)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group)
         return found.tolist()
 
     def sum(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -57,7 +65,7 @@ class Ranks:
             return dict(values)
         names = sorted(values)
         total = torch.stack([values[name].detach() for name in names])
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self.group)
         return dict(zip(names, total.unbind(), strict=True))
 
     def first(self, action: Callable[[], T]) -> T:
@@ -72,7 +80,7 @@ class Ranks:
             except Exception as caught:
                 error = caught
                 box = [(None, _portable(caught))]
-        dist.broadcast_object_list(box, src=0, device=_CPU)
+        dist.broadcast_object_list(box, src=0, device=_CPU, group=self.group)
         value, told = box[0]
         if error is not None:
             raise error
@@ -97,7 +105,7 @@ class Ranks:
         if self.world == 1:
             return [value]
         found: list[T | None] = [None] * self.world
-        dist.all_gather_object(found, value)
+        dist.all_gather_object(found, value, group=self.group)
         return cast(list[T], found)
 
     def spread(

@@ -118,6 +118,10 @@ class Run(Generic[BatchT]):
     Started by `torchrun`, W processes share the micro-batches of every step, so `accumulate` must be a
     multiple of W. Samples, noise and counts are those of one process and results the same up to rounding: a
     run may go on with another number of processes. Every process builds the same run.
+
+    `flops` is called with the module and what it is called with (`mmdlm.model.training_flops`) and gives a
+    scalar on any device; the metrics then say how many operations a second are done, and with `peak_flops`
+    which share of what all devices could do (model-FLOP utilisation, arXiv:2204.02311).
     """
 
     module: nn.Module
@@ -136,6 +140,8 @@ class Run(Generic[BatchT]):
     threads: int = 1  # micro-batches worked on at once; on a CPU, see below
     parallel: Parallel | None = None  # how the processes of `torchrun` hold the module; None: `DDP()`
     weights: Mapping[str, float] = field(default_factory=dict)  # by modality; 1 where none is given
+    flops: Callable[..., Tensor] | None = None  # operations of one part of an update, see below
+    peak_flops: float | None = None  # operations a second that the device of one process could do
     validation: Validation[BatchT] | None = None
     early_stop: EarlyStop | None = None
     keep_best: str | None = None  # a validation's key: FOLDER/best holds the weights of its lowest value
@@ -143,6 +149,7 @@ class Run(Generic[BatchT]):
     listeners: tuple[Listener, ...] = ()  # each is called with the step and every record of the metrics
     seed: int = 0  # of the noise; the library never seeds anything else
     checkpoint_every: int | None = None  # None: only at the end and on a signal
+    save_in_background: bool = False  # a checkpoint's copy is written while the run goes on
     keep_checkpoints: int = 2
     log_every: int = 50
     progress: bool = True
@@ -159,6 +166,8 @@ class Run(Generic[BatchT]):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.validation is None and (self.early_stop is not None or self.keep_best is not None):
             raise ValueError("early_stop and keep_best need a validation, the run has none")
+        if self.peak_flops is not None and (self.flops is None or not self.peak_flops > 0):
+            raise ValueError(f"peak_flops={self.peak_flops}: wanted a number above 0, and flops beside it")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be above 0 (None: no clipping), got {self.clip}")
         if self.threads > self.accumulate:

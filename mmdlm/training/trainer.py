@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import islice
-from typing import Any, Generic
+from typing import Generic
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +30,13 @@ from mmdlm.training.checkpoint import (
     restore_optimizer,
     restore_tensors,
 )
+from mmdlm.training.cost import Meter
 from mmdlm.training.ema import Average
 from mmdlm.training.finite import Watch
 from mmdlm.training.metrics import Metrics, Value, Window
 from mmdlm.training.parallel import DDP, join, show, shown
 from mmdlm.training.run import Assignable, BatchT, Divisible, Moment, Named, Objective, Run, generator
+from mmdlm.training.saving import Saver
 from mmdlm.training.signals import Stopped, caught_signals
 from mmdlm.training.track import Audience
 from mmdlm.training.validate import validate
@@ -73,6 +75,14 @@ class Trainer(Generic[BatchT]):
         self._best = None if best is None else Lowest(best)
         self._audience = Audience(run.listeners)
         self.checkpoints = Checkpoints(run.folder / "checkpoints", keep=run.keep_checkpoints)
+        self._saver = Saver(
+            self.checkpoints,
+            self.ranks,
+            self.parallel,
+            sharded=self.module is not run.module,
+            background=run.save_in_background,
+        )
+        self._meter = Meter(run.flops)
         self._peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
         self._pool = None if run.threads == 1 else _pool(run.threads, self.device)
@@ -84,7 +94,6 @@ class Trainer(Generic[BatchT]):
         self._recorded = 0.0  # of those, until the last record
         self._began = time.perf_counter()
         self._observed = True  # validation and hooks of the present step are done
-        self._saved: int | None = None  # step of the last checkpoint
 
     def fit(self) -> nn.Module:
         """Trains to `run.steps` or an early stop; returns the module, averaged and in evaluation mode.
@@ -101,6 +110,8 @@ class Trainer(Generic[BatchT]):
         with ExitStack() as held:
             self.ranks.first(lambda: self._open(held))
             held.callback(self._audience.close)
+            held.callback(self._saver.close)
+            held.enter_context(self._meter.reading(self.module))
             return self._fit()
 
     def _open(self, held: ExitStack) -> None:
@@ -133,13 +144,18 @@ class Trainer(Generic[BatchT]):
                 self._tick()
                 self._observed = False
                 signalled = self._signalled(caught)
-                if not signalled:  # else the resumed run does it
-                    self._look(bar)
+                if signalled:  # the resumed run does what is due
+                    break
+                lasts = self._watches()
+                self._look(bar)
                 if self._ended() or (run.checkpoint_every and self.step % run.checkpoint_every == 0):
                     self.save()
-                signalled = signalled or self._signalled(caught)
-            if signalled and self._saved != self.step:
+                    lasts = True
+                if lasts:
+                    signalled = self._signalled(caught)
+            if signalled and self._saver.begun != self.step:
                 self.save()
+            self._saver.wait()
         if signalled:
             _log.info("stopped by signal %d after step %d, saved", signalled, self.step)
             raise Stopped(128 + signalled)
@@ -178,50 +194,32 @@ class Trainer(Generic[BatchT]):
             "watch": self._watch.state_dict(),
             "batches": self.run.batches.state_dict(),
         }
-        tensors = {group: self._together(named) for group, named in tensors.items()}
-        self.ranks.first(lambda: self.checkpoints.save(self.step, Checkpoint(tensors, state)))
-        self._saved = self.step
-
-    def _together(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The whole tensors, one after the other; at rank 0 only, on the CPU if they were sharded."""
-        if self.module is self.run.module:
-            return dict(named)
-        found = {}
-        for name, value in named.items():
-            tensor = self.parallel.whole(value.detach())
-            if self.ranks.leads:
-                found[name] = tensor.cpu()
-        return found
+        self._saver.write(self.step, tensors, state)
 
     def _resume(self) -> None:
-        found: list[Checkpoint] = []  # at rank 0, which reads it
-
-        def read() -> tuple[list[str], Mapping[str, Any]] | None:
-            newest = self.checkpoints.newest()
+        def opened(newest: Checkpoint | None) -> None:
             with self._writing():
                 self.metrics.truncate(0 if newest is None else newest.state["step"])
-            if newest is None:
-                return None
-            with self._writing():
-                self.checkpoints.prune()  # a save that was killed after its checkpoint stood
-            found.append(newest)
-            return list(newest.tensors), newest.state
+            if newest is not None:
+                with self._writing():
+                    self.checkpoints.prune()  # a save that was killed after its checkpoint stood
 
-        told = self.ranks.first(read)
-        if told is None:
+        loaded = self._saver.newest(opened)
+        if loaded is None:
             self._divide()
             return
-        groups, state = told
-        if ("average" in groups) != (self.average is not None):
+        state = loaded.state
+        if ("average" in loaded.kinds) != (self.average is not None):
             place = self.checkpoints.folder
             raise CheckpointError(f"{place} and this run differ in whether weights are averaged")
         live, parameters = module_tensors(self.module), dict(self.module.named_parameters())
-        self._restore(found, "module", live, live.get)
-        restored = self._received(found, "optimizer", lambda name: parameters.get(name.rpartition("|")[0]))
+        restore_tensors(live, loaded.tensors("module", live.get), "module")
+        restored = loaded.tensors("optimizer", lambda name: parameters.get(name.rpartition("|")[0]))
         restore_optimizer(self.module, self.optimizer, restored)
         if self.average is not None:
-            self._restore(found, "average", self.average.shadow, self.average.shadow.get)
-        self.step = self._saved = state["step"]
+            shadow = self.average.shadow
+            restore_tensors(shadow, loaded.tensors("average", shadow.get), "average")
+        self.step = state["step"]
         self._observed = state["observed"]
         self._seconds, self._recorded = state["seconds"], state["recorded"]
         if self.ranks.leads:  # the others add to it
@@ -239,22 +237,6 @@ class Trainer(Generic[BatchT]):
         """Makes the batches skip what other processes work on."""
         if self.ranks.world > 1 and isinstance(self.run.batches, Assignable):
             self.run.batches.assign(self.ranks.rank, self.ranks.world)
-
-    def _received(
-        self, found: list[Checkpoint], group: str, home: Callable[[str], Tensor | None]
-    ) -> dict[str, Tensor]:
-        """Tensors that rank 0 has read, at every rank: divided as their home in this process is."""
-        saved = found[0].tensors[group] if found else {}
-        return self.ranks.spread(saved, lambda value, name: self.parallel.place(value, home(name)))
-
-    def _restore(
-        self,
-        found: list[Checkpoint],
-        group: str,
-        live: Mapping[str, Tensor],
-        home: Callable[[str], Tensor | None],
-    ) -> None:
-        restore_tensors(live, self._received(found, group, home), group)
 
     def _update(self, batches: list[BatchT | None], samples: list[str]) -> None:
         run = self.run
@@ -313,6 +295,8 @@ class Trainer(Generic[BatchT]):
                     _add_gradient(parameter, gradient)
                 loss = loss + part
                 window.add(losses)
+        if (flops := self._meter.take()) is not None:
+            window.add_flops(flops)
         return loss, window
 
     def _share(
@@ -355,14 +339,13 @@ class Trainer(Generic[BatchT]):
 
     def _check_finite(self) -> None:
         """Records the updates that were left out since the last look; FloatingPointError after too many."""
-        found = self._watch.look()
+        found = self._watch.look(self.ranks.every)
         for number, (step, samples) in enumerate(found, start=self._watch.skipped - len(found) + 1):
-            named = [name for part in self.ranks.every(samples) for name in part]
-            self._record({"skipped": number, "samples": ", ".join(named)}, step)
-        self._watch.check(f"It stops; {self._standing()}")
+            self._record({"skipped": number, "samples": ", ".join(samples)}, step)
+        self._watch.check(self._standing)
 
     def _standing(self) -> str:
-        saved = max(self.checkpoints.steps(), default=None) if self._saved is None else self._saved
+        saved = self._saver.standing()
         return "there is no checkpoint" if saved is None else f"the checkpoint of step {saved} stands"
 
     @contextmanager
@@ -386,12 +369,26 @@ class Trainer(Generic[BatchT]):
         record: dict[str, Value] = {"loss": loss, **{f"loss/{name}": value for name, value in losses.items()}}
         record |= {f"bound/{name}": value for name, value in bounds.items()}
         record |= {"lr": self.optimizer.param_groups[0]["lr"], "grad_norm": float(self._norm)}
-        pace = count / max(self._seconds - self._recorded, 1e-9)
-        self._record({**record, "seconds": self._seconds, "tokens_per_second": pace})
+        lasted = max(self._seconds - self._recorded, 1e-9)
+        pace = count / lasted
+        record |= {"seconds": self._seconds, "tokens_per_second": pace}
+        used = self._used(window, lasted)
+        self._record({**record, **used})
         self._window.clear()
         self._recorded = self._seconds
         told = {"loss": loss, **{f"loss/{name}": value for name, value in losses.items()}}
-        bar.set_postfix({**{n: f"{value:.4g}" for n, value in told.items()}, "tok/s": f"{pace:,.0f}"})
+        figures = {**{name: f"{value:.4g}" for name, value in told.items()}, "tok/s": f"{pace:,.0f}"}
+        if "utilisation" in used:
+            figures["mfu"] = f"{used['utilisation']:.1%}"
+        bar.set_postfix(figures)
+
+    def _used(self, window: Window, seconds: float) -> dict[str, float]:
+        """Operations a second of all processes together, and the share of what their devices could do."""
+        flops, peak = window.flops(), self.run.peak_flops
+        if flops is None:
+            return {}
+        found = {"flops_per_second": flops / seconds}
+        return found if peak is None else found | {"utilisation": flops / seconds / peak / self.ranks.world}
 
     def _tick(self) -> None:
         now = time.perf_counter()
@@ -416,11 +413,17 @@ class Trainer(Generic[BatchT]):
         if self._ended() and self._window.over(self.ranks.every).count():
             self._write_down(bar)
 
+    def _watches(self) -> bool:
+        """Whether validation or a hook is due at the present step."""
+        rhythms = [every for every, _ in self.run.hooks]
+        rhythms += [] if self.run.validation is None else [self.run.validation.every]
+        return any(self._due(every) for every in rhythms)
+
     def _observe(self) -> None:
         """Validation and hooks that are due at the present step, on the averaged weights."""
         run = self.run
-        plan = run.validation if run.validation is not None and self._due(run.validation.every) else None
-        if plan is not None or any(self._due(every) for every, _ in run.hooks):
+        if self._watches():
+            plan = run.validation if run.validation is not None and self._due(run.validation.every) else None
             self._check_finite()
             averaged = nullcontext() if self.average is None else self.average.swapped()
             with averaged, shown(self.module, run.module, self.parallel), torch.no_grad():

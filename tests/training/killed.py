@@ -1,6 +1,7 @@
 """Kills a small real run again and again until it is done, and compares it with one that was never killed.
 
-`python killed.py FOLDER KILLS SEED` prints counts as JSON. Every run is a child forked from this process, so
+`python killed.py FOLDER KILLS SEED BACKGROUND` prints counts as JSON; BACKGROUND is 1 for a run that saves in
+the background, compared with one that does not. Every run is a child forked from this process, so
 that hundreds of starts cost no import of torch. Half of the kills wait for a point inside a checkpoint write,
 the others come at any time; what a child is doing when it dies is read from memory that it shares.
 """
@@ -41,7 +42,7 @@ INSIDE, SAVES, EVENTS = range(
 PAUSE = 0.0004  # seconds before each call that touches the disk inside a save
 
 
-def run(folder: Path, *, prefetch: int = 2) -> Run[Canvas]:
+def run(folder: Path, *, prefetch: int = 2, background: bool = False) -> Run[Canvas]:
     """A transformer of one block on pairs of a few words and nine codes."""
     vocab = Vocab.build(num_text=TEXTS, num_codes=8)
     layout = Layout(vocab=vocab, grid=(SIDE, SIDE), caption=6, question=1, answer=1)
@@ -72,6 +73,7 @@ def run(folder: Path, *, prefetch: int = 2) -> Run[Canvas]:
         validation=Validation(every=3, batches=[next(held_out)]),
         keep_best="validation",
         checkpoint_every=EVERY,
+        save_in_background=background,
         keep_checkpoints=KEEP,
         log_every=1,
         progress=False,
@@ -105,7 +107,7 @@ def watch(shared: mmap.mmap) -> None:
     shutil.rmtree = slow(shutil.rmtree)
 
 
-def start(folder: Path, shared: mmap.mmap) -> int:
+def start(folder: Path, shared: mmap.mmap, background: bool) -> int:
     """A child that trains in `folder`; it ends with 0 when the run is done."""
     child = os.fork()
     if child:
@@ -115,7 +117,7 @@ def start(folder: Path, shared: mmap.mmap) -> int:
         watch(shared)
         # a kill must never leave a checkpoint that looks like one and is damaged
         warnings.filterwarnings("error", message=".*cannot be read.*")
-        Trainer(run(folder)).fit()
+        Trainer(run(folder, background=background)).fit()
         os._exit(0)
     except BaseException:
         traceback.print_exc()
@@ -151,17 +153,17 @@ def result(folder: Path) -> dict[str, Any]:
     return {"names": [place.name for place in places], "files": files, "records": timeless}
 
 
-def main(folder: Path, kills: int, seed: int) -> dict[str, Any]:
+def main(folder: Path, kills: int, seed: int, background: bool) -> dict[str, Any]:
     rng, shared = random.Random(seed), mmap.mmap(-1, 16)
     Trainer(run(folder / "warm", prefetch=0)).fit()  # what children would load and make ready, each anew
     began = time.perf_counter()
-    wait(start(folder / "straight", shared), lambda: False)
+    wait(start(folder / "straight", shared, False), lambda: False)
     lasts = time.perf_counter() - began
     straight = result(folder / "straight")
     counts = {"kills": 0, "inside a checkpoint write": 0, "completed runs": 0, "differing runs": 0}
     while True:
         place = folder / f"run-{counts['completed runs']}"
-        child, began = start(place, shared), time.perf_counter()
+        child, began = start(place, shared, background), time.perf_counter()
         if rng.random() < 0.5:
             save, event, later = rng.randint(1, 2), rng.randint(0, 26), rng.uniform(0, 2 * PAUSE)
 
@@ -199,4 +201,4 @@ def main(folder: Path, kills: int, seed: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
+    print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "1")))

@@ -17,13 +17,27 @@ import numpy as np
 import torch
 import torch.distributed.fsdp
 import torch.distributed.tensor
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmdlm.canvas import IMAGE, TEXT, Canvas
 from mmdlm.data import Batches, Listed, Shuffled
 from mmdlm.diffusion import Absorbing, Edges, Masking
 from mmdlm.model import Predictor, Transformer, TransformerConfig
-from mmdlm.training import DDP, AdamW, Ema, FullyShard, Muon, Run, Stopped, Trainer, Validation
+from mmdlm.training import (
+    DDP,
+    AdamW,
+    Ema,
+    FullyShard,
+    Muon,
+    Run,
+    Stopped,
+    Trainer,
+    Validation,
+    parallel,
+    saving,
+)
+from mmdlm.training.pieces import pieces, read_pieces
 
 _SPEC = importlib.util.spec_from_file_location("fakes", Path(__file__).with_name("conftest.py"))
 assert _SPEC is not None
@@ -166,6 +180,41 @@ def masked(folder: Path, **changes: Any) -> None:
     Trainer(run).fit()
 
 
+def tensors(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """What the newest checkpoint of a run holds, whole."""
+    newest = max((folder / "checkpoints").glob("step-*"))
+    whole = {path.stem: load_file(path) for path in newest.glob("*.safetensors") if "shard" not in path.stem}
+    found = whole or {
+        group: {name: torch.empty(value.shape, dtype=value.dtype) for name, value in kinds.items()}
+        for group, kinds in pieces(newest).items()
+    }
+    for group, named in found.items() if not whole else ():
+        read_pieces(newest, group, named, parallel.Ranks())
+    return found
+
+
+def full(folder: Path) -> list[str]:
+    """What all are told when one of them cannot write its part; nothing of that checkpoint is left."""
+
+    def write(place: Path, *rest: Any) -> list[str]:
+        names = written(place, *rest)
+        if place.name.startswith(".step-00000006") and os.environ["RANK"] == "1":
+            raise OSError("the disk of 1 is full")
+        return names
+
+    written, saving.write_pieces = saving.write_pieces, write
+    told = []
+    try:
+        for name, background in (("now", False), ("behind", True)):
+            try:
+                train(folder / name, parallel=FullyShard(), save_in_background=background)
+            except OSError as error:
+                told.append(str(error))
+    finally:
+        saving.write_pieces = written
+    return told
+
+
 def refusals(folder: Path) -> list[str]:
     """What a group says to runs that it cannot share, or that go wrong at rank 0."""
 
@@ -201,9 +250,11 @@ def two(folder: Path) -> tuple[Any, ...]:
     ]
     masked(folder / "masked-ddp")
     masked(folder / "masked-sharded", parallel=FullyShard())
+    train(folder / "behind", parallel=FullyShard(), save_in_background=True)
+    train(folder / "copies", save_in_background=True)
     train(folder / "unused", module=Blocks(unused=True))
     train(folder / "spoilt", spoilt=5)
-    return samples, hooked, refusals(folder / "refused")
+    return samples, hooked, refusals(folder / "refused"), full(folder / "full")
 
 
 def hybrid(folder: Path) -> list[tuple[int, list[int]]]:
@@ -213,7 +264,8 @@ def hybrid(folder: Path) -> list[tuple[int, list[int]]]:
 
 def go_on(folder: Path, stop: tuple[int, int] | None, shard: bool) -> tuple[Any, Any]:
     """A stretch of a run that other groups began."""
-    return stopped(folder, stop=stop, parallel=FullyShard() if shard else None)
+    way = FullyShard() if shard else None
+    return stopped(folder, stop=stop, parallel=way, save_in_background=shard)
 
 
 def launch(world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import ranks
 import torch
-from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,9 +21,11 @@ def newest(folder: Path) -> Path:
 def assert_same(one: Path, other: Path) -> None:
     """Weights, optimizer, average and records agree up to the order of summation."""
     assert newest(one).name == newest(other).name
-    for group in ("module", "optimizer", "average"):
-        mine, theirs = (load_file(newest(folder) / f"{group}.safetensors") for folder in (one, other))
-        assert list(mine) == list(theirs)
+    ours, others = ranks.tensors(one), ranks.tensors(other)
+    assert ours.keys() == others.keys() == {"module", "optimizer", "average"}
+    for group, mine in ours.items():
+        theirs = others[group]
+        assert mine.keys() == theirs.keys()
         for name, value in mine.items():
             torch.testing.assert_close(value, theirs[name], rtol=1e-10, atol=1e-12, msg=f"{group} {name}")
     mine, theirs = ranks.records(one), ranks.records(other)
@@ -65,7 +66,7 @@ def test_two_processes_equal_one(alone, both, name):
 
 
 def test_hooks_are_called_by_one_and_see_the_whole_averaged_module(both):
-    (_, hooked, _), (_, none, _) = both[1]
+    (_, hooked, *_), (_, none, *_) = both[1]
     assert none == []
     assert len(hooked) == 4
     assert hooked[:2] == pytest.approx(hooked[2:], rel=1e-10)
@@ -90,7 +91,7 @@ def test_one_bad_batch_is_left_out_by_all(both, tmp_path):
 
 
 def test_all_say_why_they_stop(both):
-    for _, _, told in both[1]:
+    for _, _, told, _ in both[1]:
         assert len(told) == 5
         assert "accumulate=3 for 2 processes, wanted a multiple" in told[0]
         assert "threads=2" in told[1]
@@ -99,8 +100,34 @@ def test_all_say_why_they_stop(both):
         assert told[4] == "the hook failed at step 2"
 
 
+@pytest.mark.parametrize("name", ["behind", "copies"])
+def test_saving_in_the_background_changes_nothing(alone, both, name):
+    assert_same(both[0] / name, alone[0])
+    assert [path.name for path in sorted((both[0] / name / "checkpoints").iterdir())] == [
+        "step-00000003",
+        "step-00000006",
+    ]
+
+
+def test_every_rank_writes_what_it_holds(both):
+    sizes = {path.name: path.stat().st_size for path in newest(both[0] / "sharded").glob("shard-*")}
+    each = [[f"shard-0000{r}-model-0000{g}-of-00003.safetensors" for g in (1, 2, 3)] for r in (1, 2)]
+    assert sorted(sizes) == each[0] + each[1]
+    first, second = (sum(sizes[name] for name in names) for names in each)
+    assert 0.5 < first / second < 2
+
+
+def test_a_rank_that_cannot_write_is_an_error_of_all_and_leaves_nothing(both):
+    folder = both[0] / "full"
+    for *_, told in both[1]:
+        assert len(told) == 2
+        assert all("the disk of 1 is full" in each and "step-00000003 stands" in each for each in told)
+    for name in ("now", "behind"):
+        assert [path.name for path in (folder / name / "checkpoints").iterdir()] == ["step-00000003"]
+
+
 def test_a_run_goes_on_with_any_number_of_processes(alone, tmp_path):
-    """Two with shards, four, one, two; each stretch but the last ended by a signal to one process."""
+    """T30. Two with shards, four, one, two; each stretch but the last ended by a signal to one process."""
     (expected, samples), folder = alone, tmp_path / "run"
     stretches = [(2, (1, 1), True), (4, (3, 11), False), (1, (0, 15), False), (2, None, True)]
     seen = []
