@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import islice
 from typing import Generic
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mmdlm.diffusion.loss import LossOutput
 from mmdlm.io.atomic import atomic_write_json, recover
 from mmdlm.io.config import describe
 from mmdlm.io.lock import locked
@@ -30,12 +28,12 @@ from mmdlm.training.checkpoint import (
     restore_optimizer,
     restore_tensors,
 )
-from mmdlm.training.cost import Meter
+from mmdlm.training.division import Division
 from mmdlm.training.ema import Average
 from mmdlm.training.finite import Watch
 from mmdlm.training.metrics import Metrics, Value, Window
 from mmdlm.training.parallel import DDP, join, show, shown
-from mmdlm.training.run import Assignable, BatchT, Divisible, Moment, Named, Objective, Run, generator
+from mmdlm.training.run import Assignable, BatchT, Moment, Named, Run
 from mmdlm.training.saving import Saver
 from mmdlm.training.signals import Stopped, caught_signals
 from mmdlm.training.track import Audience
@@ -60,7 +58,6 @@ class Trainer(Generic[BatchT]):
         self.device = next(run.module.parameters()).device
         self.ranks = join()
         self.parallel = DDP() if run.parallel is None or self.ranks.world == 1 else run.parallel
-        self._mine = range(self.ranks.rank, run.accumulate, self.ranks.world)  # this process's micro-batches
         if run.accumulate % self.ranks.world:
             told = f"accumulate={run.accumulate} for {self.ranks.world} processes, wanted a multiple of them"
             raise ValueError(f"{told}: each step's micro-batches are shared out")
@@ -82,10 +79,9 @@ class Trainer(Generic[BatchT]):
             sharded=self.module is not run.module,
             background=run.save_in_background,
         )
-        self._meter = Meter(run.flops)
         self._peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
-        self._pool = None if run.threads == 1 else _pool(run.threads, self.device)
+        self._division = Division(run, self.module, self._parameters, self.ranks, self.device)
         self._window = Window()
         self._norm = torch.zeros((), device=self.device)
         self._watch = Watch()
@@ -111,7 +107,7 @@ class Trainer(Generic[BatchT]):
             self.ranks.first(lambda: self._open(held))
             held.callback(self._audience.close)
             held.callback(self._saver.close)
-            held.enter_context(self._meter.reading(self.module))
+            held.enter_context(self._division.metered())
             return self._fit()
 
     def _open(self, held: ExitStack) -> None:
@@ -243,7 +239,7 @@ class Trainer(Generic[BatchT]):
         scale = run.learning_rate.scale(self.step, run.steps)
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * scale
-        loss, window = self._backward(batches)
+        loss, window = self._division.backward(self.step, batches)
         self.parallel.reduce(self._parameters, self.ranks)
         loss = self.ranks.sum({"loss": loss})["loss"]
         norm = nn.utils.clip_grad_norm_(self._parameters, math.inf if run.clip is None else run.clip)
@@ -265,77 +261,6 @@ class Trainer(Generic[BatchT]):
         if self.average is not None:
             self.average.update(self.step + 1, unless=unless)
         self._window.join(window, unless=unless)
-
-    def _backward(self, batches: list[BatchT | None]) -> tuple[Tensor, Window]:
-        """Adds the gradient of sum of weight * sum / count: sums of this process's batches, counts of all.
-
-        Gives the loss, and the losses of this step.
-        """
-        objectives = self._objectives(len(batches))
-        mine = {index: batch for index in self._mine if (batch := batches[index]) is not None}
-        totals = self._totals(objectives, mine)
-        loss, window = torch.zeros((), device=self.device), Window()
-
-        def share(index: int) -> tuple[LossOutput, Tensor]:
-            return self._share(objectives[index], mine[index], index, totals)
-
-        def with_gradients(index: int) -> tuple[LossOutput, Tensor, tuple[Tensor | None, ...]]:
-            losses, part = share(index)
-            return losses, part.detach(), torch.autograd.grad(part, self._parameters, allow_unused=True)
-
-        if self._pool is None:
-            for index in mine:
-                losses, part = share(index)
-                part.backward()
-                loss = loss + part.detach()
-                window.add(losses)
-        else:
-            for losses, part, gradients in self._pool.map(with_gradients, mine):
-                for parameter, gradient in zip(self._parameters, gradients, strict=True):
-                    _add_gradient(parameter, gradient)
-                loss = loss + part
-                window.add(losses)
-        if (flops := self._meter.take()) is not None:
-            window.add_flops(flops)
-        return loss, window
-
-    def _share(
-        self, objective: Objective[BatchT], batch: BatchT, index: int, totals: dict[str, Tensor] | None
-    ) -> tuple[LossOutput, Tensor]:
-        """What micro-batch number `index` adds to the loss, with a graph."""
-        run = self.run
-        with run.precision.context(self.device):
-            losses = objective(self.module, batch, generator(run.seed, self.step, index))
-        if unknown := run.weights.keys() - losses.sums.keys():
-            raise ValueError(f"weights for {sorted(unknown)}, but the objective names {sorted(losses.sums)}")
-        counts = losses.counts if totals is None else totals
-        # a modality without a token has sum 0 and count 0: it adds 0
-        shares = [run.weights.get(n, 1.0) * s / counts[n].clamp(min=1) for n, s in losses.sums.items()]
-        return losses, torch.stack(shares).sum()
-
-    def _objectives(self, count: int) -> list[Objective[BatchT]]:
-        objective = self.run.objective
-        if count == 1:
-            return [objective]
-        assert isinstance(objective, Divisible)
-        return [objective.part(index, count, self.step) for index in range(count)]
-
-    def _totals(
-        self, objectives: list[Objective[BatchT]], batches: Mapping[int, BatchT]
-    ) -> dict[str, Tensor] | None:
-        """Counts over all micro-batches, known before the first forward; None where a step has only one.
-
-        `batches` are this process's, by their number.
-        """
-        if len(objectives) == 1:
-            return None
-        totals: dict[str, Tensor] = {}
-        for index, batch in batches.items():
-            objective = objectives[index]
-            assert isinstance(objective, Divisible)
-            for name, count in objective.counts(batch, generator(self.run.seed, self.step, index)).items():
-                totals[name] = totals[name] + count if name in totals else count
-        return {name: total.to(self.device) for name, total in self.ranks.sum(totals).items()}
 
     def _check_finite(self) -> None:
         """Records the updates that were left out since the last look; FloatingPointError after too many."""
@@ -491,27 +416,8 @@ class Trainer(Generic[BatchT]):
         raise ValueError("the run's batches gave none in a whole iteration, wanted at least one")
 
 
-def _pool(threads: int, device: torch.device) -> ThreadPoolExecutor:
-    """Threads that share the cores out."""
-    if device.type != "cpu":
-        raise ValueError(f"threads={threads} are for a CPU, the module lies on {device}")
-    cores = max(1, torch.get_num_threads() // threads)
-    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(cores,))
-
-
 def _can_mask(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
     """Whether the optimizer can leave an update out on the device: fused ones can, if tensors are whole."""
     groups = optimizer.param_groups
     whole = all(type(value.data) is Tensor for group in groups for value in group["params"])
     return device.type != "cpu" and whole and all("fused" in group and group["fused"] for group in groups)
-
-
-def _add_gradient(parameter: nn.Parameter, gradient: Tensor | None) -> None:
-    if gradient is None:
-        return
-    if parameter.grad is not None:
-        parameter.grad.add_(gradient)
-    elif gradient.stride() == parameter.stride():
-        parameter.grad = gradient
-    else:  # laid out like the parameter, as backward does: fused optimizers walk both side by side
-        parameter.grad = torch.empty_like(parameter).copy_(gradient)
