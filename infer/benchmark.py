@@ -90,7 +90,7 @@ def shape_of(given: argparse.Namespace) -> dict[str, int]:
 
 
 def training(given: argparse.Namespace) -> None:
-    """The table of the training steps: both sides by turns."""
+    """The tables of the training steps: all sides by turns."""
     from mmdlm.canvas import Canvas, efficiency, pack
     from mmdlm.contests_training import SIDES, Mix, TrainingContest, peak_memory
 
@@ -115,22 +115,21 @@ def training(given: argparse.Namespace) -> None:
             seconds, cpu = time.perf_counter() - began[0], time.process_time() - began[1]
             if repeat:  # the first one is slower
                 measured.append((tokens / seconds, tokens / cpu, contest.flops(documents) / seconds / 1e9))
-    (ours, our_cpu, our_flops), (theirs, their_cpu, their_flops) = (
-        map(median, zip(*measured, strict=True)) for measured in found.values()
-    )
-    bar, aim = contest.goal
-    print(f"{'row':<15}{'ours':>9}{'naive':>9}{'ratio':>8}{'of CPU':>9}{'bar':>7}{'aim':>7}")
-    ends = f"{bar:>6.1f}x{aim:>6.1f}x"
-    print(
-        f"{'tokens/s':<15}{ours:>9.0f}{theirs:>9.0f}{ours / theirs:>7.2f}x{our_cpu / their_cpu:>8.2f}x{ends}"
-    )
-    print(f"{'needed GFLOP/s':<15}{our_flops:>9.1f}{their_flops:>9.1f}")
+    middle = {side: [median(column) for column in zip(*found[side], strict=True)] for side in SIDES}
     build = partial(TrainingContest, shape_of(given), mix, given.seed)
-    peaks = [peak_memory(build, side, given.threads) for side in SIDES]
-    mine, other = (0 if peak is None else peak / 2**20 for peak in peaks)
-    if other:
-        part = f"{mine:>9.0f}{other:>9.0f}{mine / other:>8.1%}{'-':>9}{1 / bar:>7.0%}{1 / aim:>7.0%}"
-        print(f"{'peak MiB':<15}{part}", flush=True)
+    peaks = {side: peak_memory(build, side, given.threads) or 0 for side in SIDES}
+    (bar, aim), (ours, our_cpu, our_flops) = contest.goal, middle["ours"]
+    print(f"{'row':<15}{'ours':>9}{'theirs':>9}{'ratio':>8}{'of CPU':>9}{'bar':>7}{'aim':>7}")
+    for side in SIDES[1:]:
+        theirs, their_cpu, their_flops = middle[side]
+        print(f"as {side} trains")
+        ratios = f"{ours / theirs:>7.2f}x{our_cpu / their_cpu:>8.2f}x{bar:>6.1f}x{aim:>6.1f}x"
+        print(f"{'tokens/s':<15}{ours:>9.0f}{theirs:>9.0f}{ratios}")
+        print(f"{'needed GFLOP/s':<15}{our_flops:>9.1f}{their_flops:>9.1f}")
+        if peaks[side]:
+            mine, other = peaks["ours"] / 2**20, peaks[side] / 2**20
+            part = f"{mine:>9.0f}{other:>9.0f}{mine / other:>8.1%}{'-':>9}{1 / bar:>7.0%}{1 / aim:>7.0%}"
+            print(f"{'peak MiB':<15}{part}", flush=True)
 
 
 def race(contest: Contest, repeats: int) -> Iterator[str]:

@@ -19,7 +19,7 @@ from mmdlm.naive import full_vocabulary_losses
 
 __all__ = ["SIDES", "Given", "Mix", "TrainingContest", "peak_memory"]
 
-SIDES = ("ours", "theirs")
+SIDES = ("ours", "llada", "mmada")  # the last two as their released programs train
 BOOLEANS = Sdpa(packed=False)
 
 
@@ -75,11 +75,11 @@ class Given:
 
 
 class TrainingContest:
-    """The same steps by both sides, from the same weights: documents in, updated weights out.
+    """The same steps by all `SIDES`, from the same weights: documents in, updated weights out.
 
     Ours packs, attends inside documents, and takes logits where the loss is, over the ids that may stand
-    there; theirs is `naive.full_vocabulary_losses` on a padded batch, with a mask of booleans. A loss is the
-    sum over the modalities of nats per token.
+    there; the others are `naive.full_vocabulary_losses` on a padded batch, with a mask of booleans, "mmada"
+    with the softmax everywhere. A loss is the sum over the modalities of nats per token.
     """
 
     goal = (2.0, 3.0)  # times the tokens a second, and a part of the memory: what must be, what ought to be
@@ -96,7 +96,7 @@ class TrainingContest:
         return self.mix.draw(self.model, self.rng)
 
     def loss(self, side: str, documents: Sequence[Canvas], *, restricted: bool = False) -> Tensor:
-        """The loss of `side`, "ours" or "theirs", with a graph; see `naive.full_vocabulary_losses`."""
+        """The loss of a side, with a graph; see `naive.full_vocabulary_losses`."""
         network = self.model.network
         if side == "ours":
             batch = pack(documents, self.mix.row)
@@ -107,7 +107,9 @@ class TrainingContest:
         batch = Canvas.concat(documents)
         dense, network.kernel = network.kernel, BOOLEANS
         try:
-            return full_vocabulary_losses(self.model, batch, restricted=restricted)
+            return full_vocabulary_losses(
+                self.model, batch, everywhere=side == "mmada", restricted=restricted
+            )
         finally:
             network.kernel = dense
 
@@ -118,15 +120,16 @@ class TrainingContest:
         self.optimizer.zero_grad(set_to_none=True)
 
     def difference(self, documents: Sequence[Canvas]) -> tuple[float, float]:
-        """How far both sides' losses and gradients are apart, in parts of theirs, the same softmax given."""
+        """How far losses and gradients are from ours at most, in parts of theirs, the same softmax given."""
         losses, gradients = [], []
         for side in SIDES:
             loss = self.loss(side, documents, restricted=True)
             found = torch.autograd.grad(loss, list(self.model.parameters()))
             losses.append(loss.item())
             gradients.append(torch.cat([gradient.flatten() for gradient in found]))
-        ours, theirs = gradients
-        return abs(losses[0] / losses[1] - 1), float((ours - theirs).norm() / theirs.norm())
+        ours, *others = gradients
+        apart = max(float((ours - theirs).norm() / theirs.norm()) for theirs in others)
+        return max(abs(losses[0] / loss - 1) for loss in losses[1:]), apart
 
     def flops(self, documents: Sequence[Canvas]) -> float:
         """Operations that a step needs, see `training_flops`."""

@@ -89,12 +89,15 @@ class FullLogits:
         return logits
 
 
-def full_vocabulary_losses(model: Predictor, batch: Canvas, *, restricted: bool = False) -> Tensor:
+def full_vocabulary_losses(
+    model: Predictor, batch: Canvas, *, everywhere: bool = False, restricted: bool = False
+) -> Tensor:
     """The loss of a padded batch as LLaDA and MMaDA train: every logit of every position, in float32.
 
     `batch` holds the true ids in `tokens`, the noised places in `masked` and what each counts in `level`. The
-    sum over the modalities of weighted cross-entropies by fillable position. `restricted` forbids the ids
-    of the other modality, which those programs do not: to compare with what does. arXiv:2502.09992,
+    sum over the modalities of weighted cross-entropies by fillable position. LLaDA takes the softmax where
+    the masks are; MMaDA `everywhere`, with the target of the others ignored. `restricted` forbids the ids of
+    the other modality, which those programs do not: to compare with what does. arXiv:2502.09992,
     arXiv:2505.15809.
     """
     assert batch.level is not None
@@ -107,7 +110,12 @@ def full_vocabulary_losses(model: Predictor, batch: Canvas, *, restricted: bool 
             legal[ids] = True
             there = (batch.modality == modality).unsqueeze(2)
             logits = logits.masked_fill(there & ~legal, -torch.inf)
-    losses = F.cross_entropy(logits[batch.masked], batch.tokens[batch.masked], reduction="none")
+    if everywhere:
+        targets = batch.tokens.masked_fill(~batch.masked, -100)
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=-100)
+        losses = losses.unflatten(0, batch.shape)[batch.masked]
+    else:
+        losses = F.cross_entropy(logits[batch.masked], batch.tokens[batch.masked], reduction="none")
     losses = losses * batch.level[batch.masked]
     total = torch.zeros(())
     for modality in (TEXT, IMAGE):
