@@ -171,6 +171,10 @@ class Parallel(Protocol):
         """A tensor of the trained module, put together of all ranks' parts."""
         ...
 
+    def release(self, module: nn.Module) -> None:
+        """Lets go of what forward passes of the trained module left gathered: the weights will change."""
+        ...
+
     def part(self, value: Tensor) -> Tensor:
         """What this rank holds of it."""
         ...
@@ -219,6 +223,9 @@ class DDP:
         """The tensor itself."""
         return value
 
+    def release(self, module: nn.Module) -> None:
+        """Nothing."""
+
     def part(self, value: Tensor) -> Tensor:
         """The tensor itself."""
         return value
@@ -234,8 +241,8 @@ class FullyShard:
     """Every rank holds a part of all weights, gradients and optimizer state (FSDP2, `fully_shard`).
 
     Weights are gathered one unit at a time: each member of the module's outermost `nn.ModuleList`s, and the
-    rest. The module that the run names is emptied while its sharded copy is trained; validation, hooks and
-    the end of the run find the whole weights in it, at every rank. Its `forward` must answer with tensors in
+    rest. The module that the run names is emptied while its sharded copy is trained; hooks find the whole
+    weights in it, and the end of the run, then at every rank. Its `forward` must answer with tensors in
     tuples, lists or dicts, and call the units, not their methods; a parameter that it does not use gets a
     gradient of 0. Compiled units are compiled again, with torch's default options. Needs torch 2.13.
 
@@ -284,6 +291,14 @@ class FullyShard:
 
         return value.full_tensor() if isinstance(value, DTensor) else value
 
+    def release(self, module: nn.Module) -> None:
+        """Shards every unit again, also those that stay whole after a forward pass."""
+        from torch.distributed.fsdp import FSDPModule
+
+        for each in module.modules():
+            if isinstance(each, FSDPModule):
+                each.reshard()
+
     def part(self, value: Tensor) -> Tensor:
         """This rank's shard."""
         from torch.distributed.tensor import DTensor
@@ -307,19 +322,24 @@ def hide(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def show(trained: nn.Module, module: nn.Module, parallel: Parallel) -> None:
-    """Puts the whole weights of `trained` into `module`, if that is not the same."""
+def show(trained: nn.Module, module: nn.Module, parallel: Parallel, *, here: bool = True) -> None:
+    """Puts the whole weights of `trained` into `module`, if that is not the same; at ranks that say `here`.
+
+    Called by all ranks.
+    """
     if trained is module:
         return
     shards = dict(trained.named_parameters())
     for name, parameter in module.named_parameters():
-        parameter.data = parallel.whole(shards[name].detach())
+        whole = parallel.whole(shards[name].detach())
+        if here:
+            parameter.data = whole
 
 
 @contextmanager
-def shown(trained: nn.Module, module: nn.Module, parallel: Parallel) -> Iterator[None]:
-    """Inside, `module` has the whole weights of `trained`, be it itself or its sharded copy."""
-    show(trained, module, parallel)
+def shown(trained: nn.Module, module: nn.Module, parallel: Parallel, *, here: bool) -> Iterator[None]:
+    """Inside, `module` has the whole weights of `trained`, itself or its sharded copy; see `show`."""
+    show(trained, module, parallel, here=here)
     try:
         yield
     finally:

@@ -33,7 +33,7 @@ from mmdlm.training.ema import Average
 from mmdlm.training.finite import Watch
 from mmdlm.training.metrics import Metrics, Value, Window
 from mmdlm.training.parallel import DDP, join, show, shown
-from mmdlm.training.run import Assignable, BatchT, Moment, Named, Run
+from mmdlm.training.run import Assignable, BatchT, Moment, Named, Run, Validation
 from mmdlm.training.saving import Saver
 from mmdlm.training.signals import Stopped, caught_signals
 from mmdlm.training.track import Audience
@@ -348,29 +348,40 @@ class Trainer(Generic[BatchT]):
         """Validation and hooks that are due at the present step, on the averaged weights."""
         run = self.run
         if self._watches():
-            plan = run.validation if run.validation is not None and self._due(run.validation.every) else None
             self._check_finite()
             averaged = nullcontext() if self.average is None else self.average.swapped()
-            with averaged, shown(self.module, run.module, self.parallel), torch.no_grad():
-                run.module.eval()
-                if plan is not None:
-                    objective = run.objective if plan.objective is None else plan.objective
-                    batches = islice(plan.batches, plan.num_batches)
-                    means = validate(
-                        run.module,
-                        objective,
-                        batches,
-                        precision=run.precision,
-                        seed=run.seed,
-                        ranks=self.ranks,
-                    )
-                    total = sum(run.weights.get(name, 1.0) * value for name, value in means.items())
-                    record = {TOTAL: total, **{f"{TOTAL}/{name}": value for name, value in means.items()}}
+            with averaged, torch.no_grad():
+                if run.validation is not None and self._due(run.validation.every):
+                    record = self._validate(run.validation)
                     self._record(record)
                     self._judge(record)
-                self.ranks.first(self._call_hooks)
-                run.module.train()
+                if any(self._due(every) for every, _ in run.hooks):
+                    with self._shown():
+                        self.ranks.first(self._call_hooks)
         self._observed = True
+
+    def _validate(self, plan: Validation[BatchT]) -> dict[str, float]:
+        run = self.run
+        means = validate(
+            self.module,
+            run.objective if plan.objective is None else plan.objective,
+            islice(plan.batches, plan.num_batches),
+            precision=run.precision,
+            seed=run.seed,
+            ranks=self.ranks,
+        )
+        self.parallel.release(self.module)
+        total = sum(run.weights.get(name, 1.0) * value for name, value in means.items())
+        return {TOTAL: total, **{f"{TOTAL}/{name}": value for name, value in means.items()}}
+
+    @contextmanager
+    def _shown(self) -> Iterator[None]:
+        """Inside, the run's module is whole at rank 0, and in evaluation mode."""
+        run = self.run
+        with shown(self.module, run.module, self.parallel, here=self.ranks.leads):
+            run.module.eval()
+            yield
+            run.module.train()
 
     def _call_hooks(self) -> None:
         for call in (call for every, call in self.run.hooks if self._due(every)):  # all, at an early stop
@@ -380,7 +391,8 @@ class Trainer(Generic[BatchT]):
         """Keeps the weights, those that were validated, if they are the best so far; counts the others."""
         if self._best is not None and self._best.take(self.step, record):
             best = self._best
-            self.ranks.first(lambda: save_best(self.run.folder, self.run.module, best))
+            with self._shown():
+                self.ranks.first(lambda: save_best(self.run.folder, self.run.module, best))
         if self._patience is not None:
             self._patience.take(self.step, record)
             if self._ended() and self.step < self.run.steps:
