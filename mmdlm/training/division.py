@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmdlm.diffusion.loss import LossOutput
 from mmdlm.training.cost import Meter
 from mmdlm.training.metrics import Window
-from mmdlm.training.parallel import Ranks
+from mmdlm.training.parallel import Parallel, Ranks
 from mmdlm.training.run import BatchT, Divisible, Objective, Run, generator
 
 
@@ -29,13 +29,14 @@ class Division(Generic[BatchT]):
         module: nn.Module,
         parameters: Sequence[nn.Parameter],
         ranks: Ranks,
-        device: torch.device,
+        parallel: Parallel,
     ) -> None:
         """`module` is what is trained, `run.module` or a copy; of it, `parameters` get gradients."""
-        self.run, self.module, self.ranks, self.device = run, module, ranks, device
+        self.run, self.module, self.ranks, self.parallel = run, module, ranks, parallel
+        self.device = next(run.module.parameters()).device
         self._parameters = list(parameters)
         self._mine = range(ranks.rank, run.accumulate, ranks.world)
-        self._pool = None if run.threads == 1 else _pool(run.threads, device)
+        self._pool = None if run.threads == 1 else _pool(run.threads, self.device)
         self._meter = Meter(run.flops)
 
     @contextmanager
@@ -64,6 +65,7 @@ class Division(Generic[BatchT]):
 
         if self._pool is None:
             for index in mine:
+                self.parallel.begin(self.module, last=index == max(mine))
                 losses, part = share(index)
                 part.backward()
                 loss = loss + part.detach()

@@ -163,6 +163,10 @@ class Parallel(Protocol):
         """The module that is trained: `module` itself, or a copy of which this rank holds a part."""
         ...
 
+    def begin(self, module: nn.Module, *, last: bool) -> None:
+        """Called before each of this rank's micro-batches of a step, with whether it is the last."""
+        ...
+
     def reduce(self, parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
         """Makes every gradient the sum over all ranks, after the last backward pass of a step."""
         ...
@@ -196,6 +200,9 @@ class DDP:
         if ranks.world > 1:
             _equalise(module)
         return module
+
+    def begin(self, module: nn.Module, *, last: bool) -> None:
+        """Nothing."""
 
     def reduce(self, parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
         """A parameter that has a gradient at no rank gets none."""
@@ -247,8 +254,9 @@ class FullyShard:
     gradient of 0. Compiled units are compiled again, with torch's default options. Needs torch 2.13.
 
     `replicate` groups of ranks hold a whole copy each (HSDP: weights are gathered inside a group, mostly a
-    machine; between groups only gradients are added up). `param_dtype` is that of gathered weights and of the
-    arithmetic, `torch.bfloat16` for instance; shards, sums of gradients and optimizer keep their own.
+    machine; between groups only gradients are added up, once a step). `param_dtype` is that of gathered
+    weights and of the arithmetic, `torch.bfloat16` for instance; shards, sums of gradients and optimizer keep
+    their own.
     """
 
     replicate: int = 1
@@ -282,8 +290,16 @@ class FullyShard:
         hide(module)
         return sharded
 
+    def begin(self, module: nn.Module, *, last: bool) -> None:
+        """Groups that hold copies add their gradients up with the last micro-batch only."""
+        from torch.distributed.fsdp import FSDPModule
+
+        if self.replicate > 1:
+            assert isinstance(module, FSDPModule)
+            module.set_requires_all_reduce(last)
+
     def reduce(self, parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
-        """Nothing: every backward pass has done it."""
+        """Nothing: the backward passes have done it."""
 
     def whole(self, value: Tensor) -> Tensor:
         """All shards together; what is not sharded as it is."""

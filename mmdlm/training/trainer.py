@@ -81,7 +81,7 @@ class Trainer(Generic[BatchT]):
         )
         self._peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
-        self._division = Division(run, self.module, self._parameters, self.ranks, self.device)
+        self._division = Division(run, self.module, self._parameters, self.ranks, self.parallel)
         self._window = Window()
         self._norm = torch.zeros((), device=self.device)
         self._watch = Watch()

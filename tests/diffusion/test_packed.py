@@ -84,7 +84,7 @@ def test_every_document_of_a_packed_row_has_levels_of_its_own(times) -> None:
 
 @pytest.mark.parametrize("law", LAWS[:2], ids=lambda law: type(law).__name__)
 def test_levels_of_packed_documents_are_spread_evenly_over_all_parts(law) -> None:
-    """12 documents in each of two parts: one level in each of 24 strata, however they are packed."""
+    """T19: 12 documents in each of two parts: one level in each of 24 strata, however they are packed."""
     text, image = [], []
     for index, length in enumerate((64, 200)):
         packed = pack(documents(12, seed=index), length)
@@ -136,6 +136,7 @@ def losses(predictor: Predictor, clean: list[Canvas], holes: list[Canvas]) -> tu
 )
 @pytest.mark.parametrize("way", ["plain", "shifted", "booleans", "checkpointed"])
 def test_packed_is_padded_is_one_by_one(dtype: torch.dtype, bar: float, way: str) -> None:
+    """T17: loss and gradients."""
     predictor = build(dtype, shift=way == "shifted")
     predictor.network.kernel = Sdpa(packed=False) if way == "booleans" else None
     clean, holes = noised(documents(24))

@@ -166,6 +166,7 @@ def far_from_uniform(levels: list[Tensor]) -> bool:
 def test_parts_of_one_row_have_uniform_levels_in_every_branch(
     law: Times, pairs, rng: torch.Generator
 ) -> None:
+    """T19: the marginal is uniform."""
     canvas = pairs(1, 2, 2)
     # a branch: what is live, and the level of the other one, or which half of [0, 1] it is in
     branches: dict[tuple[bool, float], list[Tensor]] = {}
@@ -193,6 +194,7 @@ def test_a_batch_sees_every_level_alike(pairs, rng: torch.Generator) -> None:
 
 @pytest.mark.parametrize(("num_rows", "count"), [(8, 1), (4, 2), (2, 4), (1, 8)])
 def test_one_level_per_stratum_over_all_parts(num_rows: int, count: int, pairs, rng: torch.Generator) -> None:
+    """T19: however eight rows are split."""
     canvas = pairs(num_rows, 2, 2)
     draws = [Square().draw(canvas, rng, Strata(index, count)) for index in range(count)]
     for column in (0, 3):

@@ -156,6 +156,7 @@ def test_masked_positions_differ_by_position_and_modality() -> None:
 
 @pytest.mark.parametrize("extra", [1, 8])
 def test_padding_is_invisible(extra: int) -> None:
+    """T17: padding, whatever stands there."""
     canvas, predictor = pair(3, 5, 3), build()
     plain, length = table(predictor, canvas), canvas.shape[1]
     padded = canvas.pad_to(length + extra)
@@ -180,6 +181,7 @@ def test_left_padding_is_invisible_too() -> None:
 
 
 def test_packed_rows_are_separate_rows() -> None:
+    """T17: logits."""
     first, second, predictor = pair(2, 5, 2, seed=1), pair(2, 3, 3, seed=2, offset=40), build()
     columns = {
         name: torch.cat([value, getattr(second, name)], dim=1)

@@ -113,7 +113,7 @@ def make(
         "clip": 0.3,
         "ema": Ema(decay=0.5),
         "weights": {"image": 0.3},
-        "validation": Validation(every=3, batches=[TABLE[:5], TABLE[5:6], TABLE[6:]]),
+        "validation": Validation(every=2, batches=[TABLE[:5], TABLE[5:6], TABLE[6:]]),
         "log_every": 2,
         "checkpoint_every": 3,
         "progress": False,
@@ -258,8 +258,8 @@ def two(folder: Path) -> tuple[Any, ...]:
 
 
 def hybrid(folder: Path) -> list[tuple[int, list[int]]]:
-    """A run of two groups, each of which shards a copy."""
-    return train(folder, parallel=FullyShard(replicate=2))
+    """A run of two groups, each of which shards a copy; every rank has two micro-batches a step."""
+    return train(folder, parallel=FullyShard(replicate=2), accumulate=8)
 
 
 def go_on(folder: Path, stop: tuple[int, int] | None, shard: bool) -> tuple[Any, Any]:

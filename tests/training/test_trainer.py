@@ -60,7 +60,7 @@ def test_every_step_and_micro_batch_has_noise_of_its_own():
 
 @pytest.mark.parametrize(("size", "accumulate"), [(4, 2), (2, 4), (1, 8)])
 def test_micro_batches_change_nothing(kit, size, accumulate):
-    """Modalities of unequal and varying counts: a mean of means would differ."""
+    """T20: modalities of unequal and varying counts: a mean of means would differ."""
     ways = []
     for name, rows, parts in (("whole", 8, 1), ("parts", size, accumulate)):
         run = kit.run(
@@ -152,6 +152,8 @@ def test_several_micro_batches_need_an_objective_that_can_be_divided(kit):
 
 
 def test_a_modality_without_a_token_adds_nothing(kit):
+    """T29: a modality that no step has."""
+
     class TextOnly(kit.Columns):
         def live(self, batch, rng):
             return {name: where & (name == "text") for name, where in super().live(batch, rng).items()}
