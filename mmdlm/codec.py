@@ -4,34 +4,71 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from mmdlm.canvas import Layout
+from mmdlm.canvas import Frame, Layout, Run
 from mmdlm.data import fit, to_rgb
-from tokenizers_mm import ImageTokenizer, TextTokenizer
+from tokenizers_mm import ImageTokenizer, TextTokenizer, Vocab
 
-__all__ = ["Codec"]
+__all__ = ["Codec", "TextLayout"]
 
 _AT_ONCE = 64  # pictures that go through the image tokenizer together
 _HOLE = 128  # grey of what is not drawn yet
 
 
+class TextLayout(Layout):
+    """Rows of a model of text alone: a picture of no codes, and no token that tells of one."""
+
+    @staticmethod
+    def build(*, num_text: int, room: int) -> TextLayout:
+        """The layout for a tokenizer of `num_text` ids and texts of up to `room` positions, `end` included.
+
+        Raises ValueError for a room without a place for a token and the end.
+        """
+        if room < 2:
+            raise ValueError(f"a text needs room for a token and its end, 2 positions, got {room}")
+        vocab = Vocab.build(num_text=num_text, num_codes=0)
+        return TextLayout(vocab=vocab, grid=(0, 0), caption=room, question=1, answer=1)
+
+    @cached_property
+    def pair_frame(self) -> Frame:
+        """[begin_caption] text (span 0), and span 1, which has no position."""
+        begin = self.vocab.specials["begin_caption"]
+        return Frame((Run(length=self.caption, before=(begin,)), Run(grid=(0, 0))))
+
+
 @dataclass(frozen=True)
 class Codec:
-    """The two tokenizers of a model and the layout of its rows."""
+    """The two tokenizers of a model and the layout of its rows; one of text alone has no image tokenizer.
+
+    Raises ValueError where there is no image tokenizer, though the layout has image codes.
+    """
 
     text_tokenizer: TextTokenizer
-    image_tokenizer: ImageTokenizer
+    image_tokenizer: ImageTokenizer | None
     layout: Layout
+
+    def __post_init__(self) -> None:
+        if self.image_tokenizer is None and self.layout.vocab.num_codes:
+            codes = self.layout.vocab.num_codes
+            raise ValueError(f"a layout with {codes} image codes wants an image tokenizer, got None")
+
+    @property
+    def images(self) -> ImageTokenizer:
+        """The image tokenizer. Raises ValueError where the model is one of text alone."""
+        if self.image_tokenizer is None:
+            raise ValueError("this model is one of text alone: it has no image tokenizer and no pictures")
+        return self.image_tokenizer
 
     @property
     def image_size(self) -> int:
         """Pixels a side of the pictures that the model reads and draws."""
-        return self.layout.grid[0] * self.image_tokenizer.downsample
+        return self.layout.grid[0] * self.images.downsample
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """Pictures scaled and cropped to the model's size, (B, 3, H, W) float32 in [-1, 1]."""
@@ -51,15 +88,15 @@ class Codec:
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> image codes (B, h, w) long."""
-        return torch.cat([self.image_tokenizer.encode(part) for part in pixels.split(_AT_ONCE)])
+        return torch.cat([self.images.encode(part) for part in pixels.split(_AT_ONCE)])
 
     def decode(self, codes: Tensor, holes: Tensor | None = None) -> list[Image.Image]:
         """Pictures of image codes (B, h, w) long; patches of `holes` (B, h, w) bool are grey."""
         known = codes if holes is None else codes.masked_fill(holes, 0)
-        images = torch.cat([self.image_tokenizer.decode(part) for part in known.split(_AT_ONCE)])
+        images = torch.cat([self.images.decode(part) for part in known.split(_AT_ONCE)])
         pixels = ((images + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
         if holes is not None:
-            factor = self.image_tokenizer.downsample
+            factor = self.images.downsample
             grey = holes.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
             pixels = pixels.masked_fill(grey[..., None].to(pixels.device), _HOLE)
         return [Image.fromarray(image) for image in pixels.cpu().numpy()]

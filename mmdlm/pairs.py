@@ -1,4 +1,4 @@
-"""What recipes on one's own pairs share: rows of encoded pairs, sheets on the way. Knows no source."""
+"""What recipes on one's own pairs share: their runs, and sheets on the way. Knows no source."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmdlm.canvas import Canvas, Layout
+from mmdlm.canvas import Layout
 from mmdlm.codec import Codec
 from mmdlm.data import Batches, Encoded, Listed, Sample, Shuffled
 from mmdlm.diffusion import Absorbing, Masking, Times
 from mmdlm.evaluate import Rate
+from mmdlm.model import peak_flops, training_flops
 from mmdlm.pipeline import Pipeline
 from mmdlm.pretrained import Settings
 from mmdlm.report import sheet
+from mmdlm.rows import Collator
 from mmdlm.sampling import Fixed, Threshold, Unmask
 from mmdlm.training import (
     AdamW,
@@ -37,7 +39,6 @@ from tokenizers_mm import Autoencoder, BytePairTokenizer, Vocab
 __all__ = [
     "Look",
     "Rebuild",
-    "Rows",
     "encoded",
     "evenly",
     "image_of",
@@ -49,18 +50,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-
-
-class Rows:
-    """Encoded pairs become rows, each with one of its texts."""
-
-    def __init__(self, pipe: Pipeline) -> None:
-        self.pipe = pipe
-
-    def __call__(self, pairs: list[Encoded], rng: np.random.Generator) -> Canvas:
-        texts = [pair.texts[int(rng.integers(len(pair.texts)))] for pair in pairs]
-        codes = torch.from_numpy(np.stack([pair.codes for pair in pairs])).long()
-        return self.pipe.layout.pairs([self.pipe.text_tokenizer.encode(text) for text in texts], codes)
 
 
 class Rebuild:
@@ -170,7 +159,7 @@ def learn(
         batches=Batches(
             Listed(pairs.__getitem__, len(pairs), order=Shuffled(seed)),
             batch // parts,
-            collate=Rows(pipe),
+            collate=Collator(pipe.codec),
             prefetch=2,
         ),
         accumulate=parts,
@@ -181,6 +170,8 @@ def learn(
         learning_rate=WarmupCosine(warmup=100, floor=0.02),
         ema=Ema(decay=0.998),
         precision=precision,
+        flops=training_flops,
+        peak_flops=peak_flops(device),
         hooks=hooks,
         checkpoint_every=250,
         seed=seed,

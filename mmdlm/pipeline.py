@@ -37,6 +37,9 @@ class Pipeline:
     ...}), `seed`, `policy` (the sampler itself) and `progress` (a bar on stderr); what is left out comes from
     the model's generation_config.json. A sample depends on (seed, its place in the call) alone, not on the
     batch size nor on its neighbours.
+
+    A pipeline of text alone has no image tokenizer: it writes and fills in texts (`text`, `infill`), and
+    whatever reads or makes a picture is a ValueError.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class Pipeline:
         *,
         transformer: Predictor,
         text_tokenizer: TextTokenizer,
-        image_tokenizer: ImageTokenizer,
+        image_tokenizer: ImageTokenizer | None,
         layout: Layout,
         settings: Mapping[str, Settings] | None = None,
         batch_size: int = 64,
@@ -296,7 +299,8 @@ class Pipeline:
 
     @property
     def image_tokenizer(self) -> ImageTokenizer:
-        return self.codec.image_tokenizer
+        """Raises ValueError for a pipeline of text alone."""
+        return self.codec.images
 
     @property
     def layout(self) -> Layout:
@@ -325,7 +329,7 @@ class Pipeline:
         policy: Policy | None,
         progress: bool,
     ) -> Output:
-        chosen = self._settings(job.task, steps, guidance, policy)
+        chosen = self._settings(job, steps, guidance, policy)
         texts: list[str] = []
         images: list[Picture] = []
         forwards, batch = 0, job.canvas.shape[0]
@@ -351,7 +355,7 @@ class Pipeline:
     def _stream(
         self, job: Job, steps: int | None, guidance: Guidance | None, seed: int, policy: Policy | None
     ) -> Iterator[Moment]:
-        chosen = self._settings(job.task, steps, guidance, policy)
+        chosen = self._settings(job, steps, guidance, policy)
         samples = torch.arange(job.canvas.shape[0])
         for step, state in enumerate(
             self._denoise(Counted(self.transformer), job.canvas, chosen, seed, samples)
@@ -363,10 +367,12 @@ class Pipeline:
             )
 
     def _settings(
-        self, task: str, steps: int | None, guidance: Guidance | None, policy: Policy | None
+        self, job: Job, steps: int | None, guidance: Guidance | None, policy: Policy | None
     ) -> Settings:
-        """The task's own settings where the caller gave none."""
-        own = self.settings[task]
+        """The task's own settings where the caller gave none. Raises ValueError for what cannot be made."""
+        if job.image is not None and self.codec.image_tokenizer is None:
+            raise ValueError(f"{job.task} makes pictures, and this model is one of text alone")
+        own = self.settings[job.task]
         if guidance is None:
             scales = own.guidance
         elif isinstance(guidance, Mapping):
@@ -421,7 +427,7 @@ class Pipeline:
 
         The first weights are drawn from torch's global generator.
         """
-        vocab = codec.layout.vocab
+        vocab, image = codec.layout.vocab, codec.image_tokenizer
         if dim < 32 or dim % 32 or depth < 1:
             raise ValueError(f"dim must be a multiple of 32 and depth at least 1, got {dim} and {depth}")
         config = TransformerConfig(
@@ -432,13 +438,13 @@ class Pipeline:
             dim=dim,
             depth=depth,
             num_heads=dim // 32,
-            digits=codec.image_tokenizer.digits,
-            grid=codec.layout.grid,
+            digits=None if image is None else image.digits,
+            grid=None if image is None else codec.layout.grid,
         )
         return cls(
             transformer=Predictor(Transformer(config)),
             text_tokenizer=codec.text_tokenizer,
-            image_tokenizer=codec.image_tokenizer,
+            image_tokenizer=image,
             layout=codec.layout,
             settings=settings,
         )
@@ -446,7 +452,7 @@ class Pipeline:
     @property
     def fingerprint(self) -> str:
         """First 16 hexadecimal digits of the SHA-256 of the weights of transformer and image tokenizer."""
-        image = self.image_tokenizer
+        image = self.codec.image_tokenizer
         return fingerprint(self.transformer, *([image] if isinstance(image, nn.Module) else []))
 
     @classmethod
@@ -470,13 +476,13 @@ class Pipeline:
     def save_pretrained(self, folder: str | Path, *, card: str = "") -> None:
         """Write the model folder, whole or not at all; `card` becomes its README.md.
 
-        It holds model_index.json, transformer/, text_tokenizer/, image_tokenizer/, generation_config.json and
-        manifest.json. Raises ValueError where a tokenizer is not one of ours.
+        It holds model_index.json, transformer/, text_tokenizer/, image_tokenizer/ (where it has one),
+        generation_config.json and manifest.json. Raises ValueError where a tokenizer is not one of ours.
         """
         parts = Parts(
             transformer=self.transformer,
             text_tokenizer=self.text_tokenizer,
-            image_tokenizer=self.image_tokenizer,
+            image_tokenizer=self.codec.image_tokenizer,
             layout=self.layout,
             settings=self.settings,
             training=self.training,

@@ -13,8 +13,19 @@ from torch import nn
 
 from mmdlm import __version__, sampling
 from mmdlm.canvas import MODALITIES, Layout
+from mmdlm.codec import TextLayout
 from mmdlm.diffusion import Cosine, Linear, LogLinear, Polynomial
-from mmdlm.io import Component, Label, from_json, read_folder, resolve, to_json, write_folder
+from mmdlm.io import (
+    Component,
+    Label,
+    ModelFolder,
+    StoredComponent,
+    from_json,
+    read_folder,
+    resolve,
+    to_json,
+    write_folder,
+)
 from mmdlm.model import Predictor, Transformer, TransformerConfig, lora_layers
 from mmdlm.sampling import Policy, Unmask
 from tokenizers_mm import (
@@ -106,7 +117,7 @@ class Parts:
 
     transformer: Predictor
     text_tokenizer: TextTokenizer
-    image_tokenizer: ImageTokenizer
+    image_tokenizer: ImageTokenizer | None  # None: a model of text alone
     layout: Layout
     settings: Mapping[str, Settings]
     training: Mapping[str, Any] = field(default_factory=dict)  # what its makers say of it, plain JSON values
@@ -118,7 +129,7 @@ def save_parts(folder: Path | str, parts: Parts, *, card: str = "") -> None:
     Raises ValueError for tokenizers of others' classes, and for low-rank updates that are not merged.
     """
     text, image = parts.text_tokenizer, parts.image_tokenizer
-    if not isinstance(text, BytePairTokenizer) or not isinstance(image, Autoencoder):
+    if not isinstance(text, BytePairTokenizer) or not isinstance(image, Autoencoder | None):
         wanted = f"{BytePairTokenizer.__name__} and {Autoencoder.__name__}"
         raise ValueError(
             f"tokenizers {type(text).__name__} and {type(image).__name__} cannot be saved; wanted {wanted}"
@@ -135,10 +146,11 @@ def save_parts(folder: Path | str, parts: Parts, *, card: str = "") -> None:
     components = {
         "transformer": Component(class_name="Predictor", config=config, tensors=network.state_dict()),
         "text_tokenizer": Component(class_name="BytePairTokenizer", write=text.save),
-        "image_tokenizer": Component(
-            class_name="Autoencoder", config=to_json(image.config, _CLASSES), tensors=image.state_dict()
-        ),
     }
+    if image is not None:
+        components["image_tokenizer"] = Component(
+            class_name="Autoencoder", config=to_json(image.config, _CLASSES), tensors=image.state_dict()
+        )
     generation = {task: to_json(settings, _CLASSES) for task, settings in parts.settings.items()}
     label = Label(kind="Pipeline", version=__version__, card=card)
     write_folder(folder, components, label=label, generation=generation)
@@ -147,16 +159,7 @@ def save_parts(folder: Path | str, parts: Parts, *, card: str = "") -> None:
 def load_parts(name_or_path: Path | str) -> Parts:
     """Read a model folder; weights arrive on the CPU in float32. Raises ValueError naming what is wrong."""
     folder = read_folder(resolve(name_or_path, BUILT_IN))
-    expected = {
-        "transformer": "Predictor",
-        "text_tokenizer": "BytePairTokenizer",
-        "image_tokenizer": "Autoencoder",
-    }
-    for name, known in expected.items():
-        found = folder.component(name).class_name
-        if found != known:
-            raise ValueError(f"{folder.path}: component {name} is a {found!r}; this version reads {known!r}")
-    stored = folder.component("transformer")
+    stored = _component(folder, "transformer", "Predictor")
     missing = sorted({"network", "vocab", "layout"} - set(stored.config))
     if missing:
         raise ValueError(f"{stored.path}/config.json lacks {', '.join(missing)}")
@@ -168,22 +171,21 @@ def load_parts(name_or_path: Path | str) -> Parts:
     if not isinstance(training, dict):
         raise ValueError(f"{place}: training is {training!r}, wanted an object")
     vocab = layout.vocab
-    image_stored = folder.component("image_tokenizer")
-    image = Autoencoder(_read(image_stored.config, AutoencoderConfig, f"{image_stored.path}/config.json"))
-    _fill(image, image_stored.tensors(), image_stored.path)
-    text = BytePairTokenizer.load(folder.component("text_tokenizer").path)
+    image = _image_tokenizer(folder) if vocab.num_codes or "image_tokenizer" in folder.components else None
+    text = BytePairTokenizer.load(_component(folder, "text_tokenizer", "BytePairTokenizer").path)
     place = f"{folder.path}/generation_config.json"
     settings = {task: _read(value, Settings, f"{place}: {task}") for task, value in folder.generation.items()}
-    if (text.size, image.size) != (vocab.num_text, vocab.num_codes):
+    num_codes = 0 if image is None else image.size
+    if (text.size, num_codes) != (vocab.num_text, vocab.num_codes):
         raise ValueError(
-            f"{folder.path}: tokenizers of {text.size} text ids and {image.size} codes do not fit the "
+            f"{folder.path}: tokenizers of {text.size} text ids and {num_codes} codes do not fit the "
             f"{vocab.num_text} and {vocab.num_codes} of its vocabulary"
         )
     predictor = Predictor(network, vocab.text, vocab.image, vocab.mask)
     return Parts(
         transformer=predictor,
         text_tokenizer=text,
-        image_tokenizer=image.eval(),
+        image_tokenizer=image,
         layout=layout,
         settings=settings,
         training=training,
@@ -200,6 +202,21 @@ def fingerprint(*modules: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def _component(folder: ModelFolder, name: str, known: str) -> StoredComponent:
+    stored = folder.component(name)
+    if stored.class_name != known:
+        found = stored.class_name
+        raise ValueError(f"{folder.path}: component {name} is a {found!r}; this version reads {known!r}")
+    return stored
+
+
+def _image_tokenizer(folder: ModelFolder) -> Autoencoder:
+    stored = _component(folder, "image_tokenizer", "Autoencoder")
+    image = Autoencoder(_read(stored.config, AutoencoderConfig, f"{stored.path}/config.json"))
+    _fill(image, stored.tensors(), stored.path)
+    return image.eval()
+
+
 def _read(value: Any, known: type[T], place: str) -> T:
     made = from_json(value, _CLASSES, place=place)
     if not isinstance(made, known):
@@ -211,7 +228,9 @@ def _layout(config: Mapping[str, Any], place: str) -> Layout:
     try:
         height, width = map(int, config["layout"]["grid"])
         room = {name: int(config["layout"][name]) for name in ("caption", "question", "answer")}
-        return Layout(vocab=Vocab.from_json(config["vocab"]), grid=(height, width), **room)
+        vocab = Vocab.from_json(config["vocab"])
+        kind = Layout if vocab.num_codes else TextLayout
+        return kind(vocab=vocab, grid=(height, width), **room)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{place}: its vocab and layout cannot be read ({error!r})") from error
 

@@ -41,10 +41,10 @@ def training_report(folder: Path, *, model: Path | None = None) -> Path:
     """Write FOLDER/report.html, which needs no other file and no network; its path.
 
     It shows curves from metrics.jsonl, the configuration from run.json, pictures from *.png (some of all
-    `NAME-STEP.png`, evenly, and the last), the last captions-STEP.txt (wanted, tab, said) and, where there is
-    one, data.json (name -> value: statistics of the data). `model` is the model folder that came of the run,
-    for the lines that tell how to use it. The run may still be going on. Raises ValueError where the folder
-    holds no record of a run.
+    `NAME-STEP.png`, evenly, and the last), the last captions-STEP.txt (wanted, tab, said) and texts-STEP.txt
+    (a text a line) and, where there is one, data.json (name -> value: statistics of the data). `model` is the
+    model folder that came of the run, for the lines that tell how to use it. The run may still be going on.
+    Raises ValueError where the folder holds no record of a run.
     """
     records = Metrics(folder / "metrics.jsonl").read()
     configuration = _read_object(folder / "run.json")
@@ -56,12 +56,15 @@ def training_report(folder: Path, *, model: Path | None = None) -> Path:
     for name, series in _groups(records).items():
         page.drawing(curves(series, title=_TITLES.get(name, name)))
     sheets = _sheets(folder)
-    if sheets or captions:
+    texts = _last_lines(folder, "texts")
+    if sheets or captions or texts:
         page.heading("Samples on the way")
     for path, told in sheets:
         page.figure(path, told)
     if captions:
         page.table(("text of the training picture", "what the model says of it"), captions)
+    if texts:
+        page.table(("what the model writes",), [(text,) for text in texts])
     if data := _read_object(folder / "data.json"):
         page.heading("Data")
         page.table(("figure", "value"), [(name, _plain(value)) for name, value in data.items()])
@@ -173,9 +176,14 @@ def _sheets(folder: Path) -> list[tuple[Path, str]]:
 
 def _captions(folder: Path) -> list[tuple[str, str]]:
     """Rows of the last captions-STEP.txt: what was wanted, what was said."""
-    files = sorted((path for path in folder.glob("captions-*.txt")), key=lambda path: _numbered(path)[1])
-    lines = files[-1].read_text("utf-8").splitlines()[:_ROWS] if files else []
+    lines = _last_lines(folder, "captions")
     return [(wanted, said) for wanted, _, said in (line.partition("\t") for line in lines)]
+
+
+def _last_lines(folder: Path, name: str) -> list[str]:
+    """The first lines of the last NAME-STEP.txt; none where there is none."""
+    files = sorted(folder.glob(f"{name}-*.txt"), key=lambda path: _numbered(path)[1])
+    return files[-1].read_text("utf-8").splitlines()[:_ROWS] if files else []
 
 
 def _numbered(path: Path) -> tuple[str, int]:
@@ -186,6 +194,19 @@ def _numbered(path: Path) -> tuple[str, int]:
 def _usage(folder: Path, model: Path | None, captions: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """Paragraphs and code."""
     prompt = captions[0][0] if captions and captions[0][0] else "what to draw"
+    if model is not None and _of_text_alone(model):
+        code = (
+            "from mmdlm import Pipeline\n\n"
+            f"pipe = Pipeline.from_pretrained({str(model)!r})\n"
+            'for text in pipe.text("", num_samples=8, seed=0).texts:\n'
+            "    print(text)"
+        )
+        return [
+            ("text", "In Python, each text from a beginning that may be empty:"),
+            ("code", code),
+            ("text", "On the command line:"),
+            ("code", f"mmdlm text --model {model}"),
+        ]
     if model is not None:
         code = (
             "from mmdlm import Pipeline\n\n"
@@ -221,6 +242,11 @@ def _usage(folder: Path, model: Path | None, captions: Sequence[tuple[str, str]]
         code = f"from mmdlm.training import load_best\n\nload_best(Path({str(folder)!r}), module)"
         usage += [("text", "The best weights by validation:"), ("code", code)]
     return usage or [("text", "There is no checkpoint yet.")]
+
+
+def _of_text_alone(model: Path) -> bool:
+    index = _read_object(model / "model_index.json")
+    return bool(index) and "image_tokenizer" not in index
 
 
 def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:

@@ -33,6 +33,7 @@ def main(arguments: Sequence[str]) -> None:
     add("data", type=Path, help="folder or file")
     add("--columns", help="columns with texts (default: text)")
     add("--image-column", help="column with pictures (default: what is usual)")
+    add("--pieces", help="column with documents of texts and pictures; or TEXTS,PICTURES")
     add("--out", type=Path, default=Path("out/check.png"), help="contact sheet (default: out/check.png)")
     given = parser.parse_args(arguments)
     from tqdm import tqdm
@@ -48,7 +49,8 @@ def main(arguments: Sequence[str]) -> None:
         except ValueError as error:
             print(f"{given.data}: {error}")
             raise SystemExit(1) from None
-        rows, size = pairs(source, found), f"{source.grid[0]} x {source.grid[1]} of {source.num_codes} codes"
+        rows = encoded(source, found)
+        size = f"{source.grid[0]} x {source.grid[1]} of {source.num_codes} codes"
         kind = f"{len(source.shards)} code shards, {size}, by tokenizer {source.tokenizer}"
     else:
         source, pictures = find_source(given)
@@ -76,13 +78,11 @@ def find_source(given: argparse.Namespace) -> tuple[Indexed[Sample], bool]:
     """
     from mmdlm.data import Columns, InOrder, JsonLines, open_source
 
-    texts = tuple((given.columns or "text").split(","))
-    asked = given.columns or given.image_column
     table = given.data / "metadata.jsonl"
-    if not table.is_file():
-        columns = Columns(texts=texts, image=given.image_column) if asked else None
+    if given.pieces or not table.is_file():
+        columns = Columns.named(given.columns, given.image_column, given.pieces)
         return open_source(given.data, columns=columns), False
-    columns = Columns(texts=texts, image=given.image_column or "file_name")
+    columns = Columns.named(given.columns, given.image_column or "file_name", None) or Columns()
     return JsonLines(table, columns=columns, order=InOrder()), True
 
 
@@ -102,7 +102,7 @@ def samples(source: Indexed[Sample], found: Census, pictures: bool) -> Iterator[
             yield index, sample
 
 
-def pairs(source: Shards, found: Census) -> Iterator[tuple[int, Encoded]]:
+def encoded(source: Shards, found: Census) -> Iterator[tuple[int, Encoded]]:
     """Those of the shards that are whole; the others are bad, as are pictures left out when encoding."""
     found.bad |= {name: f"left out when encoding ({reason})" for name, reason in source.skipped.items()}
     damaged = dict(source.faults())
@@ -116,24 +116,27 @@ def pairs(source: Shards, found: Census) -> Iterator[tuple[int, Encoded]]:
 
 
 def picture_of(item: Sample | Encoded, pipe: Pipeline | None) -> Image.Image | None:
-    """The picture; codes as the model draws them, or else in one colour each."""
+    """The first picture; codes as the model draws them, or else in one colour each."""
     import numpy as np
     from PIL import Image
 
     from mmdlm.data import Sample
 
     if isinstance(item, Sample):
-        return None if item.image is None else Image.fromarray(item.image)
+        return Image.fromarray(item.all_images[0]) if item.all_images else None
+    if not item.all_codes:
+        return None
+    codes = item.all_codes[0]
     if pipe is None:
-        colours = (item.codes[..., None] + 1) * np.array([73, 151, 199]) % 256
+        colours = (codes[..., None] + 1) * np.array([73, 151, 199]) % 256
         return Image.fromarray(colours.astype(np.uint8))
     import torch
 
-    return pipe.decode_images(torch.from_numpy(item.codes)[None].long())[0]
+    return pipe.decode_images(torch.from_numpy(codes)[None].long())[0]
 
 
 def draw(kept: Sequence[Sample | Encoded], given: argparse.Namespace) -> None:
-    """The contact sheet: each picture with its first text below."""
+    """The contact sheet: of each sample the first picture, and its first text below."""
     from PIL import Image, ImageDraw, ImageFont
 
     from mmdlm.data import Letterbox, fit
@@ -146,7 +149,7 @@ def draw(kept: Sequence[Sample | Encoded], given: argparse.Namespace) -> None:
         picture = picture_of(item, pipe)
         if picture is not None:
             tile.paste(fit(picture, SIDE, shape=Letterbox(), resample=Image.Resampling.NEAREST))
-        words = textwrap.wrap(item.texts[0] if item.texts else "(no text)", SIDE // 6)[:LINES]
+        words = textwrap.wrap(item.all_texts[0] if item.all_texts else "(no text)", SIDE // 6)[:LINES]
         ImageDraw.Draw(tile).text((2, SIDE + 2), "\n".join(words), "black", ImageFont.load_default(11))
         tiles.append(tile)
     given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -40,6 +40,7 @@ def main(arguments: Sequence[str]) -> None:
     add("--out", type=Path, required=True, help="folder to write")
     add("--columns", help="columns with texts (default: text)")
     add("--image-column", help="column with pictures (default: what is usual)")
+    add("--pieces", help="column with documents of texts and pictures; or TEXTS,PICTURES")
     add("--skip", action="store_true", help="leave out pictures that cannot be read, and say which")
     add("--size", type=positive, help="pixels a side (default: the model's)")
     add("--shard-size", type=positive, default=4096, help="pictures a shard (default: 4096)")
@@ -52,8 +53,7 @@ def main(arguments: Sequence[str]) -> None:
     from mmdlm.data import Columns, Shards, Skip, Stop, open_source
 
     on_error = Skip() if given.skip else Stop()
-    texts = tuple((given.columns or "text").split(","))
-    columns = Columns(texts, image=given.image_column) if given.columns or given.image_column else None
+    columns = Columns.named(given.columns, given.image_column, given.pieces)
     source = open_source(given.data, columns=columns, on_error=on_error)
     if given.worker:
         threading.Thread(target=end_with_parent, daemon=True).start()
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
         print(f"{given.out}: rank {rank} of {world} is done, others are not")
         return
     made = Shards(given.out)
-    print(f"{given.out}: {len(made)} pairs")
+    print(f"{given.out}: {len(made)} {'documents' if given.pieces else 'pairs'}")
     if made.skipped:
         print(f"left out {len(made.skipped)}: {made.skipped}", file=sys.stderr)
 
@@ -106,6 +106,7 @@ def encode(
     module = tokenizer.model if isinstance(tokenizer, VQModelTokenizer) else tokenizer
     torch.nn.Module.to(module, device)
     told = {"columns": given.columns, "image_column": given.image_column, "pixels": size}
+    told |= {"pieces": given.pieces} if given.pieces else {}
     plan = ShardPlan(
         num_codes=tokenizer.size,
         tokenizer=fingerprint(module),

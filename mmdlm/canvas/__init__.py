@@ -4,7 +4,7 @@ from mmdlm.canvas.canvas import IMAGE, MODALITIES, NOISY, PAD, PLAIN, SHADOW, TE
 from mmdlm.canvas.layout import Fill, Frame, Run
 from mmdlm.canvas.packing import Packed, efficiency, pack
 from mmdlm.canvas.parts import Denoiser, Part, Predict, Rows
-from mmdlm.canvas.tasks import Layout
+from mmdlm.canvas.tasks import Gap, Layout, Passage
 
 __all__ = [
     "IMAGE",
@@ -18,9 +18,11 @@ __all__ = [
     "Denoiser",
     "Fill",
     "Frame",
+    "Gap",
     "Layout",
     "Packed",
     "Part",
+    "Passage",
     "Predict",
     "Rows",
     "Run",

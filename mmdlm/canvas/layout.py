@@ -64,7 +64,7 @@ class Frame:
     def _columns(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Tokens (L,), modality (L,), position (L, 2) and span (L,); tokens of spans are 0."""
         tokens, modality, span = [], [], []
-        position, offset = [], 0
+        position, offset = [torch.empty(0, 2, dtype=torch.long)], 0
         for number, run in enumerate(self.runs):
             inside = IMAGE if run.grid is not None else TEXT
             tokens += [*run.before, *([0] * run.size), *run.after]
@@ -74,16 +74,14 @@ class Frame:
             if run.grid is None:
                 offset = _advance(position, run.length, offset)
             else:
-                height, width = run.grid
-                position += [
-                    (offset + row, offset + column) for row in range(height) for column in range(width)
-                ]
-                offset += max(height, width)
+                rows, columns = (offset + torch.arange(side) for side in run.grid)
+                position.append(torch.cartesian_prod(rows, columns).reshape(-1, 2))
+                offset += max(run.grid)
             offset = _advance(position, len(run.after), offset)
         return (
             torch.tensor(tokens),
             torch.tensor(modality, dtype=torch.uint8),
-            torch.tensor(position).reshape(-1, 2),
+            torch.cat(position),
             torch.tensor(span),
         )
 
@@ -116,6 +114,6 @@ class Frame:
         return ids if grid is None else ids.unflatten(1, grid)
 
 
-def _advance(position: list[tuple[int, int]], count: int, offset: int) -> int:
-    position += [(offset + i, offset + i) for i in range(count)]
+def _advance(position: list[Tensor], count: int, offset: int) -> int:
+    position.append(torch.arange(offset, offset + count)[:, None].expand(count, 2))
     return offset + count

@@ -16,12 +16,33 @@ from tokenizers_mm.vocab import Vocab
 Ids = Sequence[int]
 
 
+@dataclass(frozen=True)
+class Passage:
+    """A text of a document: its ids, and behind them `end` as often as `ends` says (0: it was cut off)."""
+
+    ids: Ids
+    ends: int = 1
+
+
+@dataclass(frozen=True)
+class Gap:
+    """What is not known of a document: a text of `room` positions, `end` included; or, without, a picture."""
+
+    room: int | None = None
+
+
+# Of a document; a tensor is the codes of a picture, (h, w) long, counted from 0.
+Piece = Passage | Tensor | Gap
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """How this model's rows are laid out: the room of each text run (`end` included) and the code grid.
 
     A text run holds its ids, one `end`, and further `end`s up to its capacity; they are learnt like any
     token, so that a generated text brings its length. Reading a text stops at the first `end`.
+
+    A document is texts and pictures in any order and number; its texts are as long as they are.
     """
 
     vocab: Vocab
@@ -43,6 +64,18 @@ class Layout:
         question = self._text("begin_question", self.question)
         return Frame((self._image, question, self._text("begin_answer", self.answer)))
 
+    def document_frame(self, pieces: Sequence[Piece]) -> Frame:
+        """[begin_text] text for a text, [begin_image] image [end_image] for a picture: span n is piece n.
+
+        Raises ValueError for no piece, or one without a position.
+        """
+        runs = [
+            self._image if size is None else self._text("begin_text", size) for size in map(_size, pieces)
+        ]
+        if not runs or not all(run.size for run in runs):
+            raise ValueError("a document wants pieces, each with a position or more")
+        return Frame(tuple(runs))
+
     # whole canvases, for training: what may be noised is open
 
     def pairs(self, captions: Sequence[Ids], codes: Tensor, *, holes: Tensor | None = None) -> Canvas:
@@ -53,11 +86,13 @@ class Layout:
         text = self._open_texts(captions, holes)
         return self._canvas(self.pair_frame, text, self._open(self._codes(codes)))
 
-    def questions(self, codes: Tensor, questions: Sequence[Ids], answers: Sequence[Ids]) -> Canvas:
-        """Pictures and questions given, the answers open."""
-        image, question = Fill(self._codes(codes)), Fill(self._texts(questions, self.question))
+    def questions(self, codes: Tensor | None, questions: Sequence[Ids], answers: Sequence[Ids]) -> Canvas:
+        """Pictures and questions given, the answers open; without `codes` the rows have no picture."""
+        question = Fill(self._texts(questions, self.question))
         answer = self._open(self._texts(answers, self.answer))
-        return self._canvas(self.question_frame, image, question, answer)
+        if codes is None:
+            return self._canvas(Frame(self.question_frame.runs[1:]), question, answer)
+        return self._canvas(self.question_frame, Fill(self._codes(codes)), question, answer)
 
     def captionings(self, codes: Tensor, captions: Sequence[Ids], *, holes: Tensor | None = None) -> Canvas:
         """Pictures given, the captions open; with `holes` (B, caption) bool, only inside them."""
@@ -67,6 +102,14 @@ class Layout:
         """Captions and pictures given, the pictures open inside `holes` (B, h, w) bool."""
         image = Fill(self._codes(codes), open=holes.flatten(1))
         return self._canvas(self.pair_frame, Fill(self._texts(captions, self.caption)), image)
+
+    def documents(self, documents: Sequence[Sequence[Passage | Tensor]]) -> Canvas:
+        """Documents, all open, padded to the longest. See `document_frame`."""
+        rows = [
+            self._canvas(self.document_frame(pieces), *(self._open(self._piece(piece)) for piece in pieces))
+            for pieces in documents
+        ]
+        return Canvas.concat(rows)
 
     # canvases with holes, for generation
 
@@ -112,6 +155,17 @@ class Layout:
         image = Fill(self._codes(codes), holes.flatten(1))
         return self._canvas(self.pair_frame, Fill(self._texts(captions, self.caption)), image)
 
+    def completing(self, documents: Sequence[Sequence[Piece]]) -> Canvas:
+        """Documents given but for their gaps, which are all holes; padded to the longest."""
+        rows = []
+        for pieces in documents:
+            fills = [
+                self._hole(_size(piece)) if isinstance(piece, Gap) else Fill(self._piece(piece))
+                for piece in pieces
+            ]
+            rows.append(self._canvas(self.document_frame(pieces), *fills))
+        return Canvas.concat(rows)
+
     # reading back
 
     def read_texts(self, frame: Frame, canvas: Canvas, span: int) -> list[list[int]]:
@@ -146,8 +200,7 @@ class Layout:
                 raise ValueError(
                     f"a text of {len(text)} tokens and its end do not fit {capacity} places: {list(text)[:8]}"
                 )
-            if any(not 0 <= i < self.vocab.num_text for i in text):
-                raise ValueError(f"a text holds ids outside 0..{self.vocab.num_text - 1}: {list(text)}")
+            self._check_ids(text)
             rows.append([*text, *([self.vocab.specials["end"]] * (capacity - len(text)))])
         return torch.tensor(rows, dtype=torch.long).reshape(len(rows), capacity)
 
@@ -168,9 +221,24 @@ class Layout:
             )
         return codes.flatten(1) + self.vocab.image.start
 
-    def _hole_image(self, batch: int) -> Fill:
-        size = self.grid[0] * self.grid[1]
+    def _check_ids(self, text: Ids) -> None:
+        if any(not 0 <= i < self.vocab.num_text for i in text):
+            raise ValueError(f"a text holds ids outside 0..{self.vocab.num_text - 1}: {list(text)}")
+
+    def _piece(self, piece: Passage | Tensor) -> Tensor:
+        """The ids of a piece of a document, (1, n)."""
+        if isinstance(piece, Tensor):
+            return self._codes(piece[None])
+        self._check_ids(piece.ids)
+        return torch.tensor([[*piece.ids, *([self.vocab.specials["end"]] * piece.ends)]])
+
+    def _hole(self, size: int | None, batch: int = 1) -> Fill:
+        """Nothing but holes: `size` of a text, or None for an image."""
+        size = self.grid[0] * self.grid[1] if size is None else size
         return Fill(torch.zeros(batch, size, dtype=torch.long), torch.ones(batch, size, dtype=torch.bool))
+
+    def _hole_image(self, batch: int) -> Fill:
+        return self._hole(None, batch)
 
     def _unknown_image(self, batch: int) -> Fill:
         """What text alone is trained and generated beside: an image whose noise level stays at 1."""
@@ -181,3 +249,10 @@ class Layout:
     def _until_end(self, ids: list[int]) -> list[int]:
         end = self.vocab.specials["end"]
         return ids[: ids.index(end)] if end in ids else ids
+
+
+def _size(piece: Piece) -> int | None:
+    """Positions of a text; None for a picture, which has those of the grid."""
+    if isinstance(piece, Gap):
+        return piece.room
+    return None if isinstance(piece, Tensor) else len(piece.ids) + piece.ends

@@ -27,18 +27,14 @@ class Census:
 
     def add(self, item: Sample | Encoded) -> None:
         """Count an item."""
-        parts = []
-        if isinstance(item, Encoded):
-            parts.append(self._count("pictures", item.codes.tobytes()))
-        elif item.image is not None:
-            self._sizes.append((item.image.shape[1], item.image.shape[0]))
-            shape = f"{item.image.shape}".encode()
-            parts.append(self._count("pictures", shape + np.ascontiguousarray(item.image).tobytes()))
-        parts += [self._count("texts", text.encode("utf-8", "surrogatepass")) for text in item.texts]
+        pictures, texts = item.all_codes if isinstance(item, Encoded) else item.all_images, item.all_texts
+        if isinstance(item, Sample):
+            self._sizes += [(image.shape[1], image.shape[0]) for image in pictures]
+        parts = [self._piece(piece) for piece in item.pieces or (*pictures, *texts)]
         parts += [f"{said}".encode("utf-8", "surrogatepass") for said in (item.question, item.answer)]
         self._count("rows", b"\n".join(parts))
-        self._lengths += [len(text) for text in item.texts]
-        if not item.texts or not all(text.strip() for text in item.texts):
+        self._lengths += [len(text) for text in texts]
+        if not texts or not all(text.strip() for text in texts):
             self.wordless.append(item.name)
 
     @property
@@ -66,6 +62,11 @@ class Census:
         yield f"bad rows: {len(self.bad) or 'none'}"
         for name, reason in self.bad.items():
             yield f"  {name}: {reason}"
+
+    def _piece(self, piece: str | np.ndarray) -> bytes:
+        if isinstance(piece, str):
+            return self._count("texts", piece.encode("utf-8", "surrogatepass"))
+        return self._count("pictures", f"{piece.shape}".encode() + np.ascontiguousarray(piece).tobytes())
 
     def _count(self, kind: str, data: bytes) -> bytes:
         digest = hashlib.blake2b(data, digest_size=_BYTES).digest()

@@ -61,6 +61,8 @@ def encode_shards(
 ) -> bool:
     """Write the codes and texts of a source to the folder `out`; `Shards` reads it.
 
+    Items of every kind are carried, documents of several pictures and texts alone as well as pairs.
+
     Shard k holds the items k * shard_size and on, whatever the order of the source. `part` is (rank, world):
     this call makes every shard k with k % world == rank, so that several processes or machines share the work
     in one folder; whoever is last writes `index.json`. Returns whether the folder is complete.
@@ -70,8 +72,8 @@ def encode_shards(
 
     A sample that cannot be had goes to `on_error`, also one that an earlier call left out; if that does not
     raise, it is left out and named in the index. `on_items` is told of each shard's items as they are
-    done. Raises ValueError for an empty source, a sample without a picture, codes that are none, and a folder
-    that holds shards of another plan.
+    done. Raises ValueError for an empty source, one without a picture, codes that are none or of several
+    shapes, and a folder that holds shards of another plan.
     """
     rank, world = part
     if not 0 <= rank < world:
@@ -101,6 +103,7 @@ def _make(
 ) -> tuple[bytes, Shard]:
     """The file of a shard, and its record."""
     held: list[Sample] = []
+    num_held = 0  # pictures
     pairs: list[Encoded] = []
     skipped: dict[str, str] = {}
     for index in span:
@@ -109,15 +112,19 @@ def _make(
         except SampleError as error:
             on_error(error)
             skipped[error.name] = _ADDRESS.sub("", error.reason)
-        if len(held) == plan.batch_size:
-            pairs += with_codes(held, encode)
-            held = []
-    pairs += with_codes(held, encode)
-    grids = {pair.codes.shape for pair in pairs}
+        else:
+            num_held += len(held[-1].all_images)
+        if num_held >= plan.batch_size:
+            pairs += with_codes(held, encode, plan.batch_size)
+            held, num_held = [], 0
+    pairs += with_codes(held, encode, plan.batch_size)
+    counts = np.array([len(pair.all_codes) for pair in pairs], np.int64)
+    every = [grid for pair in pairs for grid in pair.all_codes]
+    grids = {grid.shape for grid in every}
     if len(grids) > 1:
         raise ValueError(f"wanted codes of one shape, got {sorted(grids)}")
     height, width = grids.pop() if grids else (0, 0)
-    codes = np.array([pair.codes for pair in pairs], np.int64).reshape(len(pairs), height, width)
+    codes = np.array(every, np.int64).reshape(len(every), height, width)
     if codes.size and not (codes.min() >= 0 and codes.max() < plan.num_codes):
         raise ValueError(f"codes from {codes.min()} to {codes.max()}, wanted 0 to {plan.num_codes - 1}")
     rows = [_row(pair) for pair in pairs]
@@ -126,12 +133,15 @@ def _make(
         "ends": np.cumsum([len(row) for row in rows], dtype=np.int64),
         "rows": np.frombuffer(b"".join(rows), np.uint8),
     }
+    if (counts != 1).any():
+        tensors["pictures"] = np.cumsum(counts)
     data = save(tensors)
     shard = Shard(
         file=_name(span.start // plan.shard_size, "safetensors"),
         start=span.start,
         stop=span.stop,
         samples=len(pairs),
+        pictures=len(every),
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
         grid=(height, width),
@@ -142,6 +152,8 @@ def _make(
 
 def _row(pair: Encoded) -> bytes:
     row: dict[str, Any] = {"name": pair.name, "texts": list(pair.texts)}
+    if pair.pieces:
+        row["pieces"] = [piece if isinstance(piece, str) else None for piece in pair.pieces]
     asked = {"question": pair.question, "answer": pair.answer}
     row |= {name: text for name, text in asked.items() if text is not None}
     return (json.dumps(row) + "\n").encode()
@@ -191,7 +203,7 @@ def _finish(out: Path, plan: ShardPlan, stated: Mapping[str, Any]) -> bool:
         if shard is None:
             return False
         shards.append(shard)
-    grids = sorted({shard.grid for shard in shards if shard.samples})
+    grids = sorted({shard.grid for shard in shards if shard.pictures})
     if len(grids) > 1:
         raise ValueError(f"{out}: wanted codes of one shape, got {grids}")
     if not grids:

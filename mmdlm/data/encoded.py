@@ -1,4 +1,4 @@
-"""Image-text pairs whose pictures are codes, and a source that encodes on the way; knows no tokenizer."""
+"""Samples whose pictures are codes, and a source that encodes on the way; knows no tokenizer."""
 
 from __future__ import annotations
 
@@ -15,13 +15,31 @@ from mmdlm.data.sample import Sample, SampleError
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """One pair: what a `Sample` is after its picture went through an image tokenizer."""
+    """What a `Sample` is after its pictures went through an image tokenizer."""
 
     name: str
-    codes: np.ndarray  # (h, w) int32
-    texts: tuple[str, ...]
+    codes: np.ndarray | None = None  # (h, w) int32
+    texts: tuple[str, ...] = ()
     question: str | None = None
     answer: str | None = None
+    pieces: tuple[str | np.ndarray, ...] = ()  # of a document, texts and codes; it has none of the others
+
+    def __post_init__(self) -> None:
+        others = self.codes, self.texts or None, self.question, self.answer
+        if self.pieces and any(other is not None for other in others):
+            raise ValueError(f"{self.name}: a document has pieces and no codes, texts, question or answer")
+
+    @property
+    def all_codes(self) -> tuple[np.ndarray, ...]:
+        """The codes of the picture, or of those of the document in their order."""
+        if self.codes is not None:
+            return (self.codes,)
+        return tuple(piece for piece in self.pieces if isinstance(piece, np.ndarray))
+
+    @property
+    def all_texts(self) -> tuple[str, ...]:
+        """The texts, or those of the document in their order."""
+        return self.texts or tuple(piece for piece in self.pieces if isinstance(piece, str))
 
 
 class Encode(Protocol):
@@ -35,9 +53,9 @@ class Encode(Protocol):
 class OnlineEncoded(Indexed[Encoded]):
     """The samples of `source` with codes for their pictures, made anew each time they are asked for.
 
-    While iterating, `batch_size` pictures are read and encoded together, always the same ones: after an
-    interruption the codes come from the same batch again. Shards (`encode_shards`) cost this once and not
-    every epoch. Raises ValueError for a sample without a picture.
+    While iterating, `batch_size` samples are read together and their pictures encoded, so many at a time and
+    always the same ones: after an interruption the codes come from the same batch again. Shards
+    (`encode_shards`) cost this once and not every epoch. What has no picture stays as it is.
     """
 
     def __init__(
@@ -62,7 +80,7 @@ class OnlineEncoded(Indexed[Encoded]):
     def __getitem__(self, index: int) -> Encoded:
         """The sample of that index. Raises SampleError when it cannot be had."""
         sample = self._source[self._at(index)]
-        return with_codes([sample], self._encode)[0]
+        return with_codes([sample], self._encode, self._batch_size)[0]
 
     def __iter__(self) -> Iterator[Encoded]:
         epoch, size = self._epoch, len(self)
@@ -90,26 +108,30 @@ class OnlineEncoded(Indexed[Encoded]):
                 found.append(self._source[int(index)])
             except SampleError as error:
                 found.append(error)
-        pairs = iter(with_codes([one for one in found if isinstance(one, Sample)], self._encode))
+        samples = [one for one in found if isinstance(one, Sample)]
+        pairs = iter(with_codes(samples, self._encode, self._batch_size))
         return [one if isinstance(one, SampleError) else next(pairs) for one in found]
 
 
-def with_codes(samples: Sequence[Sample], encode: Encode) -> list[Encoded]:
-    """The samples as pairs, encoded in one call. Raises ValueError for one without a picture."""
-    images = []
+def with_codes(samples: Sequence[Sample], encode: Encode, batch_size: int) -> list[Encoded]:
+    """The samples with codes for their pictures, of which `batch_size` at a time are encoded together."""
+    images = [image for sample in samples for image in sample.all_images]
+    codes: list[np.ndarray] = []
+    for start in range(0, len(images), batch_size):
+        codes += _codes(encode, images[start : start + batch_size])
+    made, after = iter(codes), []
     for sample in samples:
-        if sample.image is None:
-            raise ValueError(f"{sample.name}: has no picture to encode")
-        images.append(sample.image)
-    if not images:
-        return []
+        image = None if sample.image is None else next(made)
+        pieces = tuple(piece if isinstance(piece, str) else next(made) for piece in sample.pieces)
+        after.append(Encoded(sample.name, image, sample.texts, sample.question, sample.answer, pieces))
+    return after
+
+
+def _codes(encode: Encode, images: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
     codes = np.asarray(encode(images))
     if codes.ndim != 3 or len(codes) != len(images) or codes.dtype.kind not in "iu":
         raise ValueError(
             f"encode gave {codes.shape} {codes.dtype} for {len(images)} pictures; "
             f"wanted ({len(images)}, h, w) integers"
         )
-    return [
-        Encoded(sample.name, grid, sample.texts, sample.question, sample.answer)
-        for sample, grid in zip(samples, codes.astype(np.int32), strict=True)
-    ]
+    yield from codes.astype(np.int32)

@@ -25,7 +25,8 @@ class JsonLines(Indexed[Sample]):
     The picture is a file named under `columns.image` (default: "image"), relative to the folder `root`
     (default: that of the JSON file) and inside it; `load` makes a picture of its path (RGB; decoding and
     fitting to a size, as one). A row without that column, or with null in it, is text alone. Only the places
-    of the lines are kept (32 bytes each); rows are read, and checked, when asked for.
+    of the lines are kept (32 bytes each); rows are read, and checked, when asked for. The pictures of a
+    document (`columns.pieces`) are files alike.
 
     Raises ValueError for a file that cannot be read, for no row at all, and for an image column that was
     asked for by name and that no row of a file has. A row that is not as said is a SampleError, which goes to
@@ -61,6 +62,8 @@ class JsonLines(Indexed[Sample]):
         """The sample of row `index`. Raises SampleError for a bad row, ImageError for a bad picture."""
         place, row = self._row(index)
         said = describe(row, self._columns, place)
+        if said.pieces:
+            return said.document(place, lambda name, which: self._picture({which: name}, which, place, index))
         column = self._columns.image or _IMAGE
         image = None if row.get(column) is None else self._picture(row, column, place, index)
         return Sample(place, image, said.texts, said.question, said.answer, said.extra)
@@ -73,7 +76,7 @@ class JsonLines(Indexed[Sample]):
     def texts_of(self, index: int) -> tuple[str, ...]:
         """The texts of row `index`, without opening its picture."""
         place, row = self._row(index)
-        return describe(row, self._columns, place).texts
+        return describe(row, self._columns, place).all_texts
 
     def _row(self, index: int) -> tuple[str, dict[str, Any]]:
         at = self._at(index)

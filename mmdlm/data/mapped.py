@@ -95,7 +95,7 @@ class FromRows:
     The picture is under `columns.image` (default: "image"): a PIL image, an array, or the bytes of a file,
     alone or as {"bytes", "path"} (`cast_column("image", Image(decode=False))` gives these, and `decode` takes
     more care than what opens them otherwise); None, and no "image" column at all, is text alone. `load` makes
-    an RGB picture of the one that stands there.
+    an RGB picture of the one that stands there. The pictures of a document (`columns.pieces`) are held alike.
     """
 
     columns: Columns = Columns()
@@ -106,6 +106,9 @@ class FromRows:
         if not isinstance(item, Mapping):
             raise SampleError(name, f"wanted a mapping of columns, got a {type(item).__name__}")
         row = dict(item)
+        if self.columns.pieces is not None:
+            said = describe(row, self.columns, name)
+            return said.document(name, lambda value, which: _picture(value, self.load, name, f"{which}: "))
         wanted = self.columns.image
         if wanted is not None and wanted not in row:
             raise SampleError(name, f"no column {wanted!r}; there are {', '.join(row) or 'none'}")
@@ -122,8 +125,10 @@ def _part(item: Any, key: int | str, name: str) -> Any:
         raise SampleError(name, f"has nothing under {key!r}: a {type(item).__name__}") from None
 
 
-def _picture(value: Any, load: Callable[[Image.Image], Image.Image], name: str) -> np.ndarray:
-    """(H, W, 3) uint8 of whatever a data set has for a picture."""
+def _picture(
+    value: Any, load: Callable[[Image.Image], Image.Image], name: str, which: str = ""
+) -> np.ndarray:
+    """(H, W, 3) uint8 of whatever a data set has for a picture; `which` is for messages."""
     if isinstance(value, Mapping):
         value = value.get("bytes")
     try:
@@ -138,7 +143,7 @@ def _picture(value: Any, load: Callable[[Image.Image], Image.Image], name: str) 
             )
         return to_array(load(value))
     except ImageError as error:
-        raise ImageError(name, error.reason) from error
+        raise ImageError(name, which + error.reason) from error
     # a picture that the data set opened is decoded only now; broken files raise anything
     except Exception as error:
-        raise ImageError(name, f"cannot be decoded ({type(error).__name__}: {error})") from error
+        raise ImageError(name, f"{which}cannot be decoded ({type(error).__name__}: {error})") from error

@@ -22,7 +22,8 @@ class Parquet(Indexed[Sample]):
 
     The column `columns.image` (default: "image") holds the bytes of a picture file, or, as Hugging Face
     writes them, {"bytes", "path"}; null is a row of text alone, and without an "image" column all are. `load`
-    makes a picture of the bytes (RGB; decoding and fitting to a size, as one).
+    makes a picture of the bytes (RGB; decoding and fitting to a size, as one). The pictures of a document
+    (`columns.pieces`) are held alike.
 
     A row group is read when one of its rows is asked for, and the last `window` of them are held. The default
     `order` shuffles within that: row groups in random order, `window` of them together. Any other order is
@@ -79,19 +80,26 @@ class Parquet(Indexed[Sample]):
             values = {name: table.column(name)[row].as_py() for name in table.column_names}
         except Exception as error:  # a time out of Python's range, and the like
             raise SampleError(place, f"cannot be read ({error})") from error
+        if self._columns.pieces is not None:
+            said = describe(values, self._columns, place)
+            return said.document(place, lambda value, which: self._picture(value, place, f"{which}: "))
         picture = values.pop(self._columns.image or _IMAGE, None)
         said = describe(values, self._columns, place)
         image = None if picture is None else self._picture(picture, place)
         return Sample(place, image, said.texts, said.question, said.answer, said.extra)
 
     def texts(self) -> Iterator[str]:
-        """Every text of every row, in the order of the files, without reading a picture."""
-        columns = Columns(self._columns.texts)
-        for number, (file, _, first) in enumerate(self._groups if columns.texts else ()):
+        """Every text of every row, in the order of the files, without reading a picture.
+
+        Those of documents are read, and not decoded.
+        """
+        columns = self._columns if self._columns.pieces else Columns(self._columns.texts)
+        names = [*(columns.documents or columns.texts)]
+        for number, (file, _, first) in enumerate(self._groups if names else ()):
             path = self._paths[file]
-            rows = self._read(number, list(columns.texts), f"{path}:{first}").to_pylist()
+            rows = self._read(number, names, f"{path}:{first}").to_pylist()
             for row, values in enumerate(rows, first):
-                yield from describe(values, columns, f"{path}:{row}").texts
+                yield from describe(values, columns, f"{path}:{row}").all_texts
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_held": ()}  # to other processes without what is held
@@ -127,14 +135,15 @@ class Parquet(Indexed[Sample]):
             raise SampleError(place, f"row group {group} has {table.num_rows} rows, not {wanted} as stated")
         return table
 
-    def _picture(self, value: Any, place: str) -> np.ndarray:
+    def _picture(self, value: Any, place: str, which: str = "") -> np.ndarray:
         data = value["bytes"] if isinstance(value, dict) else value
         if data is None:
-            raise SampleError(place, f"its picture is a path alone ({value.get('path')!r}), wanted its bytes")
+            reason = f"{which}its picture is a path alone ({value.get('path')!r}), wanted its bytes"
+            raise SampleError(place, reason)
         try:
             return to_array(self._load(data))
         except ImageError as error:
-            raise ImageError(place, error.reason) from error
+            raise ImageError(place, which + error.reason) from error
 
     def _sizes_of(self, path: Path) -> list[int]:
         """Rows of each row group of a file whose columns have been checked."""
@@ -169,10 +178,34 @@ def _check(schema: Any, columns: Columns, path: Path) -> None:
             return kind.get_field_index("bytes") >= 0 and is_bytes(kind.field("bytes").type)
         return is_bytes(kind)
 
+    def is_text_or_none(kind: Any) -> bool:
+        return types.is_null(kind) or is_text(kind)
+
+    def is_list(inner: Callable[[Any], bool]) -> Callable[[Any], bool]:
+        return lambda kind: (types.is_list(kind) or types.is_large_list(kind)) and inner(kind.value_type)
+
+    def is_piece(kind: Any) -> bool:
+        if not types.is_struct(kind) or min(map(kind.get_field_index, ("text", "image"))) < 0:
+            return False
+        return is_text_or_none(kind.field("text").type) and is_picture(kind.field("image").type)
+
+    pictures = 'the bytes of pictures, or {"bytes", "path"}'
+    if columns.pieces is not None:
+        names, whole = columns.documents, f'a list of {{"text", "image"}}, the image {pictures}'
+        wanted = [(names[0], is_list(is_piece), whole)]
+        if len(names) == 2:
+            wanted = [(names[0], is_list(is_text_or_none), "a list of texts")]
+            wanted.append((names[1], is_list(is_picture), f"a list of {pictures}"))
+        _check_types(schema, wanted, path)
+        return
     wanted = [(name, is_texts, "a text or a list of texts") for name in columns.texts]
     wanted += [(name, is_text, "a text") for name in (columns.question, columns.answer) if name is not None]
     if columns.image is not None or _IMAGE in schema.names:
-        wanted.append((columns.image or _IMAGE, is_picture, 'the bytes of pictures, or {"bytes", "path"}'))
+        wanted.append((columns.image or _IMAGE, is_picture, pictures))
+    _check_types(schema, wanted, path)
+
+
+def _check_types(schema: Any, wanted: Sequence[tuple[str, Callable[[Any], bool], str]], path: Path) -> None:
     for name, fits, what in wanted:
         if name not in schema.names:
             raise ValueError(f"{path}: no column {name!r}; there are {', '.join(schema.names) or 'none'}")

@@ -36,7 +36,7 @@ class ImageFolder(Indexed[Sample]):
     Each row names a picture under `columns.image` (default: "file_name"), relative to the folder and inside
     it, and holds texts under the columns that `columns` says. `load` makes a picture of a path (RGB; decoding
     and fitting to a size, as one). Raises ValueError, naming file and line, for a row that is not so;
-    pictures are only opened when asked for.
+    pictures are only opened when asked for. Documents (`columns.pieces`) are read by `JsonLines`.
     """
 
     def __init__(
@@ -50,6 +50,10 @@ class ImageFolder(Indexed[Sample]):
     ) -> None:
         super().__init__(order, on_error)
         self.path = Path(path)
+        if columns.pieces is not None:
+            raise ValueError(
+                f"{self.path}: an imagefolder has one picture a row; for documents name its metadata.jsonl"
+            )
         self._load = load
         column = columns.image or _FILE_NAME
         self._rows = []

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 from PIL import Image
 
 from mmdlm.data.images import ImageError, OnError, Stop, decode, to_array
@@ -30,7 +31,8 @@ class WebDataset(Indexed[Sample]):
     its bytes (RGB; decoding and fitting to a size, as one). The row that `columns` are of holds each member
     of text under its extension (txt, text, caption, cls) and what the object in a json member holds. Without
     `columns` the texts are those under txt, text and caption; at least one is wanted. Members of other kinds
-    are left unread; files whose name begins with a point or has no extension are passed over.
+    are left unread; files whose name begins with a point or has no extension are passed over. The pictures
+    of a document (`columns.pieces`, in the json member) are named there by the extensions of their members.
 
     The shards are read through once for the places of their members; each is then read from its offset when
     asked for, from any thread. Raises ValueError, naming shard and offset, for a shard that is compressed,
@@ -69,14 +71,11 @@ class WebDataset(Indexed[Sample]):
         """Sample `index`, in the order of the shards. Raises SampleError when it cannot be had."""
         path, place, members = self._locate(index)
         row, columns = self._row(path, place, members)
+        if columns.pieces is not None:
+            said = describe(row, columns, place)
+            return said.document(place, lambda name, which: self._picture(path, place, members, name, which))
         picture = self._pick(place, members)
-        image = None
-        if picture is not None:
-            offset, size = members[picture]
-            try:
-                image = to_array(self._load(read_span(path, offset, size)))
-            except ImageError as error:
-                raise ImageError(place, f"member .{picture} at offset {offset}: {error.reason}") from error
+        image = None if picture is None else self._picture(path, place, members, picture)
         said = describe(row, columns, place)
         return Sample(place, image, said.texts, said.question, said.answer, said.extra)
 
@@ -84,7 +83,7 @@ class WebDataset(Indexed[Sample]):
         """Every text of every sample, in the order of the shards, without reading a picture."""
         for index in range(len(self)):
             path, place, members = self._locate(index)
-            yield from describe(*self._row(path, place, members), place).texts
+            yield from describe(*self._row(path, place, members), place).all_texts
 
     def _locate(self, index: int) -> tuple[Path, str, dict[str, tuple[int, int]]]:
         """The shard, the name, and offset and size of each member by its extension."""
@@ -122,6 +121,17 @@ class WebDataset(Indexed[Sample]):
             there = ", ".join([*members, *(key for key in row if key not in members)])
             raise SampleError(place, f"no text under {', '.join(_CAPTIONS)}; there are {there}")
         return row, replace(Columns(), texts=texts)
+
+    def _picture(
+        self, path: Path, place: str, members: dict[str, tuple[int, int]], kind: Any, which: str = "image"
+    ) -> np.ndarray:
+        if not isinstance(kind, str) or kind not in members:
+            raise SampleError(place, f"{which} is in no member .{kind}; there are {', '.join(members)}")
+        offset, size = members[kind]
+        try:
+            return to_array(self._load(read_span(path, offset, size)))
+        except ImageError as error:
+            raise ImageError(place, f"member .{kind} at offset {offset}: {error.reason}") from error
 
     def _pick(self, place: str, members: dict[str, tuple[int, int]]) -> str | None:
         """The extension of the picture; None for a sample of text alone."""

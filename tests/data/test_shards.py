@@ -238,7 +238,7 @@ def test_codes_that_are_none_are_refused(tmp_path, codes, message):
 
 def test_what_cannot_be_encoded_is_refused(tmp_path):
     for source, options, message in (
-        (Listed(lambda number: Sample("a", None, ("b",)), 1), {}, "a: has no picture"),
+        (Listed(lambda number: Sample("a", None, ("b",)), 1), {}, "not one picture"),
         (Listed(sample, 1), {"part": (1, 1)}, "rank < world"),
         (Listed(sample, 1), {"plan": ShardPlan(num_codes=1, made_of={"a": (1,)})}, "plain JSON"),
     ):
@@ -289,7 +289,7 @@ def test_a_damaged_row_names_its_file(folder):
     path = folder / "shard-00002.safetensors"
     at = path.read_bytes().index(b'{"name": "12.png"')
     flip(path, at)
-    with pytest.raises(ValueError, match=r"shard-00002\.safetensors: pair 2 is damaged"):
+    with pytest.raises(ValueError, match=r"shard-00002\.safetensors: item 2 is damaged"):
         Shards(folder)[12]
     with pytest.raises(ValueError, match="cannot be read"):
         Shards(folder / "nowhere")

@@ -135,3 +135,50 @@ def test_shards_are_read_to_the_last_byte(program, tmp_path, shards, tiny_folder
     done = check(program, shards, tmp_path)
     assert done.status == 1
     assert f"{path}: cannot be read" in done.lines[0]
+
+
+@pytest.mark.parametrize("option", ["pieces", "texts,images"])
+def test_documents_are_checked_piece_by_piece(program, tmp_path, option):
+    for number in range(3):
+        Image.new("RGB", (8 + number, 8), (90 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    texts, images = ["one", None, "two", None], [None, "0.png", None, "1.png"]
+    whole = [{"text": text, "image": image} for text, image in zip(texts, images, strict=True)]
+    rows = [
+        {"pieces": whole, "texts": texts, "images": images},
+        {"pieces": [{"text": "one"}, {"image": "2.png"}], "texts": ["one", None], "images": [None, "2.png"]},
+        {"pieces": [{"image": "none.png"}], "texts": [None], "images": ["none.png"]},
+        {"pieces": [{}], "texts": [None], "images": [None]},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = check(program, path, tmp_path, "--pieces", option)
+    assert done.status == 1
+    told = "\n".join(done.lines)
+    for words in (
+        "rows              2",
+        "texts             3   1 of them seen before",
+        "pictures          3",
+        "width 8 to 10",
+        "bad rows: 2",
+        "rows.jsonl:3: picture 'none.png'",
+        "rows.jsonl:4: piece 0 of",
+        "check.png: 2 samples",
+    ):
+        assert words in told
+    done = check(program, path, tmp_path, "--pieces", option, "--columns", "caption")
+    assert done.status == 2
+    assert "with pieces, no texts" in done.err
+
+
+def test_shards_of_documents_are_drawn_by_their_first_picture(program, tmp_path):
+    def item(number: int) -> Sample:
+        picture = np.full((4, 4, 3), number, np.uint8)
+        return Sample(str(number), pieces=(f"text {number}", *[picture] * (number % 3)))
+
+    encode = {"encode": lambda images: np.stack(images)[:, :, :, 0].astype(int)}
+    encode_shards(Listed(item, 9), tmp_path / "codes", plan=ShardPlan(num_codes=64), **encode)
+    done = check(program, tmp_path / "codes", tmp_path)
+    assert done.status == 0
+    assert "rows              9" in done.lines
+    assert "pictures          9   3 of them seen before" in done.lines
+    assert done.lines[-1].endswith("9 samples")

@@ -148,3 +148,24 @@ def test_what_stops_one_process_stops_all_and_is_said_once(program, tmp_path, pi
     assert done.status == 2
     assert done.err.splitlines()[-1].startswith(f"encode_images.py: {pictures / '39.png'}: ")
     assert not (tmp_path / "codes" / "index.json").exists()
+
+
+def test_documents_become_shards(program, tmp_path, pictures, tokenizer):
+    rows = [
+        {"texts": [f"a {n}", None, None, "b"], "images": [None, f"{n}.png", f"{n + 1}.png", None]}
+        for n in range(0, 20, 2)
+    ]
+    rows[3]["images"][1] = "39.png"  # no picture
+    for number in (*range(20), 39):
+        (tmp_path / f"{number}.png").write_bytes((pictures / f"{number}.png").read_bytes())
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "codes"
+    words = command(tmp_path / "rows.jsonl", tokenizer, out, "--pieces", "texts,images", "--processes", 1)
+    done = program(ENCODE, *words)
+    assert (done.status, done.lines) == (0, [f"{out}: 9 documents"])
+    assert "rows.jsonl:4" in done.err
+    found = list(Shards(out, order=InOrder()))
+    assert [item.all_texts for item in found] == [(f"a {n}", "b") for n in range(0, 20, 2) if n != 6]
+    assert all([isinstance(one, str) for one in item.pieces] == [True, False, False, True] for item in found)
+    done = program(ENCODE, *words[:-3], "images", "--processes", 1)  # another column
+    assert done.status == 2

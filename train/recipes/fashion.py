@@ -61,10 +61,11 @@ def recipe(
 
     data: torchvision's root of FashionMNIST (`download=true` fetches it). exam: held-out pictures that are
     captioned, and captions of ten classes that are drawn. guidance: scale for drawing. batch: rows a step,
-    worked on in `parts`, on a CPU at once. lr: of Muon.
+    worked on in `parts`, on a CPU at once; they divide 128 as well, the pictures a step of the judge. lr: of
+    Muon.
     """
-    if parts < 1 or batch < 1 or batch % parts:
-        raise ValueError(f"batch={batch}: wanted a multiple of parts={parts}")
+    if parts < 1 or batch < 1 or batch % parts or 128 % parts:
+        raise ValueError(f"batch={batch}: wanted a multiple of parts={parts}, which is to divide 128 as well")
     if exam < 1:
         raise ValueError(f"exam={exam}: wanted at least 1")
     place = find_device(device, option="device=")
@@ -74,7 +75,8 @@ def recipe(
     yield Run(
         module=judge,
         objective=Naming(),
-        batches=labelled(known, 128, seed),
+        batches=labelled(known, 128 // parts, seed),
+        accumulate=parts,
         steps=judge_steps,
         folder=out / "judge",
         optimizer=AdamW(lr=2e-3, weight_decay=0.05),
@@ -94,6 +96,7 @@ def recipe(
         known,
         folder=out / "image_tokenizer",
         steps=tokenizer_steps,
+        parts=parts,
         shown=evenly(known, 32),
         every=samples_every,
         seed=seed,
@@ -102,7 +105,8 @@ def recipe(
     texts = [form.format(name) for name in NAMES for form in FORMS]
     text_tokenizer = BytePairTokenizer.train(texts * 10, size=300)
     pairs = encoded(image_tokenizer, known)
-    grid = pairs[0].codes.shape
+    height, width, _ = known[0].all_images[0].shape
+    grid = image_tokenizer.grid(height, width)
     pipe = untrained(
         texts, text_tokenizer, image_tokenizer, grid=grid, dim=dim, depth=depth, guidance=guidance
     )
@@ -174,7 +178,6 @@ class Judge(nn.Module):
             nn.ReLU(),
             nn.MaxPool2d(2),
             nn.Flatten(),
-            nn.Dropout(0.3),
             nn.Linear(64 * 49, 128),
             nn.ReLU(),
             nn.Linear(128, len(NAMES)),
@@ -190,10 +193,20 @@ class Judge(nn.Module):
 
 
 class Naming:
-    """Cross-entropy of the judge's answers, over pictures and classes."""
+    """Cross-entropy of the judge's answers about pictures of which some pixels are left out."""
+
+    def part(self, index: int, count: int, step: int) -> Naming:
+        """Itself: every micro-batch is judged alike."""
+        return self
+
+    def counts(self, batch: tuple[Tensor, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+        """The pictures of a batch."""
+        return {"class": torch.tensor(len(batch[1]))}
 
     def __call__(self, module: nn.Module, batch: tuple[Tensor, Tensor], rng: torch.Generator) -> LossOutput:
         pictures, classes = batch
+        kept = torch.rand(pictures.shape[0], 1, *pictures.shape[2:], generator=rng) >= 0.2
+        pictures = torch.where(kept, pictures, -1.0)
         loss = F.cross_entropy(module(pictures), classes, reduction="sum")
         return LossOutput({"class": loss}, {"class": torch.tensor(len(classes))})
 

@@ -81,7 +81,8 @@ def recipe(
         progress=progress,
     )
     pairs = encoded(image_tokenizer, known)
-    grid = pairs[0].codes.shape
+    height, width, _ = known[0].all_images[0].shape
+    grid = image_tokenizer.grid(height, width)
     pipe = untrained(
         said, text_tokenizer, image_tokenizer, grid=grid, dim=dim, depth=depth, guidance=guidance
     )
