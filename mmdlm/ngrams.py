@@ -67,6 +67,21 @@ class NGrams:
             law[ids] += (counts - discount) / counts.sum()
         return law
 
+    def between(self, before: Sequence[int], after: Sequence[int]) -> np.ndarray:
+        """(size,) float64: for every id, -log p of it and of what sees it, between `before` and `after`.
+
+        The ids before, and those after that see only one another, are the same for all, so the least is the
+        likeliest id in the whole sequence.
+        """
+        start = self.order - 1
+        framed = [*self._framed(before)[:-1], 0, *self._framed(after)[start:]]
+        place, nats = start + len(before), -np.log(self.law(before)[:-1])
+        for token in range(self.end):
+            framed[place] = token
+            for at in range(place + 1, min(place + self.order, len(framed))):
+                nats[token] -= math.log(self._probability(tuple(framed[at - start : at]), framed[at]))
+        return nats
+
     def _probability(self, context: Gram, token: int) -> float:
         probability = 1 / (self.end + 1)
         for number, followers in enumerate(self._followers):

@@ -17,13 +17,13 @@ from mmdlm.pipeline import Pipeline
 from mmdlm.training import Moment
 from tokenizers_mm import TextTokenizer
 
-__all__ = ["Piece", "TextDocuments", "WriteTexts", "apart", "bound", "cut", "whole_rows"]
+__all__ = ["Excerpt", "TextDocuments", "WriteTexts", "apart", "bound", "cut", "whole_rows"]
 
 _AT_ONCE = 64  # rows
 
 
 @dataclass(frozen=True)
-class Piece:
+class Excerpt:
     """A text, or a part of one that is too long for its room: what one document holds."""
 
     name: str
@@ -50,13 +50,13 @@ def apart(samples: Sequence[Sample], held_out: float) -> tuple[list[Sample], lis
     return parts
 
 
-def cut(texts: Sequence[str], tokenizer: TextTokenizer, room: int) -> list[Piece]:
-    """The texts as ids, in pieces of at most `room` - 1, so that an end fits."""
+def cut(texts: Sequence[str], tokenizer: TextTokenizer, room: int) -> list[Excerpt]:
+    """The texts as ids, in pieces of at most `room` - 1, so that an end fits; an empty text is one too."""
     return [
-        Piece(text[:40], tuple(ids[start : start + room - 1]))
+        Excerpt(text[:40], tuple(ids[start : start + room - 1]))
         for text in texts
         for ids in [tokenizer.encode(text)]
-        for start in range(0, len(ids), room - 1)
+        for start in range(0, max(1, len(ids)), room - 1)
     ]
 
 
@@ -74,7 +74,7 @@ class TextDocuments:
         self.layout = layout
         self.whole = whole
 
-    def __call__(self, pieces: list[Piece], rng: np.random.Generator) -> Canvas:
+    def __call__(self, pieces: list[Excerpt], rng: np.random.Generator) -> Canvas:
         canvas = _rows(self.layout, pieces)
         assert canvas.span is not None
         sizes = torch.tensor([len(piece.ids) for piece in pieces])
@@ -91,7 +91,7 @@ class TextDocuments:
         )
 
 
-def whole_rows(layout: Layout, pieces: Sequence[Piece]) -> list[Canvas]:
+def whole_rows(layout: Layout, pieces: Sequence[Excerpt]) -> list[Canvas]:
     """Batches of rows with all their room, all of it open, as texts are generated: the law that is judged."""
     return [_rows(layout, pieces[at : at + _AT_ONCE]) for at in range(0, len(pieces), _AT_ONCE)]
 
@@ -125,5 +125,5 @@ class WriteTexts:
         moment.log({"texts.distinct": len(set(texts)) / len(texts)})
 
 
-def _rows(layout: Layout, pieces: Sequence[Piece]) -> Canvas:
+def _rows(layout: Layout, pieces: Sequence[Excerpt]) -> Canvas:
     return layout.pairs([piece.ids for piece in pieces], torch.zeros(len(pieces), 0, 0, dtype=torch.long))

@@ -10,16 +10,16 @@ from mmdlm.model.predictor import Predictor
 
 BACKWARD = 2  # the gradient of a product is two products of its size
 
-# Dense matrix products in bfloat16 with float32 sums, as the makers' data sheets state them; by a part of the
-# device's name, the longer one first.
+# Dense matrix products in bfloat16 with float32 sums, as the makers' data sheets state them; by the first part of
+# the device's name that is here.
 _BFLOAT16 = {
     "B200": 2250e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
     "H100": 989e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
     "H20": 148e12,
-    "GH200": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
     "RTX 4090": 165e12,

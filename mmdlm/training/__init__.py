@@ -4,7 +4,7 @@ Randomness comes from (seed, step, micro-batch) alone: on a CPU a resumed run eq
 """
 
 from mmdlm.training.best import EarlyStop, load_best
-from mmdlm.training.checkpoint import CheckpointError, SaveError
+from mmdlm.training.checkpoint import CheckpointError, SaveError, load_tensors
 from mmdlm.training.ema import Ema
 from mmdlm.training.optim import (
     WSD,
@@ -60,5 +60,6 @@ __all__ = [
     "WarmupCosine",
     "join",
     "load_best",
+    "load_tensors",
     "validate",
 ]

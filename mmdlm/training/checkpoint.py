@@ -25,7 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmdlm.io.atomic import atomic_folder, atomic_write, remove_folder
-from mmdlm.training.pieces import pieces
+from mmdlm.training.parallel import Ranks
+from mmdlm.training.pieces import pieces, read_pieces
 
 _NAME = re.compile(r"step-(\d{8,})")
 
@@ -92,6 +93,8 @@ class Checkpoints:
                 atomic_write(part / "state.json", _json(dict(state)))
                 names = sorted(file.name for file in part.iterdir())
                 known = begun.digests
+                if missing := sorted(known.keys() - set(names)):
+                    raise OSError(f"{missing} were written, and are not in {part}: all ranks need one folder")
                 manifest = {name: known[name] if name in known else sha256(part / name) for name in names}
                 atomic_write(part / "manifest.json", _json(manifest))
                 if path.exists() and not self._is_whole(step):
@@ -167,6 +170,24 @@ class Checkpoints:
         while aside.exists():
             aside, number = path.with_name(f"broken-{path.name}.{number}"), number + 1
         return aside
+
+
+def load_tensors(folder: Path, group: str = "module") -> dict[str, Tensor]:
+    """Tensors of a checkpoint's `folder` (`step-00000100`), whole, on the CPU, also if it lies in parts.
+
+    `group` is "module", "optimizer" or "average". Raises CheckpointError where the checkpoint cannot be read.
+    """
+    match = _NAME.fullmatch(folder.name)
+    if match is None:
+        raise CheckpointError(f"{folder} is no checkpoint, wanted a folder step-00000100 or the like")
+    found = Checkpoints(folder.parent, keep=1).load(int(match.group(1)))
+    if group not in found.tensors:
+        raise CheckpointError(f"{folder} holds no {group}, but {', '.join(found.tensors)}")
+    if found.folder is None:
+        return dict(found.tensors[group])
+    whole = {name: torch.empty(kind.shape, dtype=kind.dtype) for name, kind in found.tensors[group].items()}
+    read_pieces(found.folder, group, whole, Ranks())
+    return whole
 
 
 def _verify(path: Path) -> list[str]:

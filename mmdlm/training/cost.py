@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,9 @@ class Meter:
         if self._flops is None:
             yield
             return
-        handle = module.register_forward_pre_hook(self._count, with_kwargs=True)
+        # never compiled: a module would be compiled anew for every length of the list
+        count = cast(Callable[..., None], torch.compiler.disable(self._count))
+        handle = module.register_forward_pre_hook(count, with_kwargs=True)
         try:
             yield
         finally:

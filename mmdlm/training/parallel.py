@@ -44,7 +44,9 @@ class Ranks:
         """The same ranks on lines of their own, on the CPU, so that a thread of each may talk meanwhile."""
         if self.world == 1:
             return self
-        return Ranks(self.rank, self.world, cast(dist.ProcessGroup, dist.new_group(backend="gloo")))
+        return Ranks(
+            self.rank, self.world, cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=_PATIENCE))
+        )
 
     @property
     def leads(self) -> bool:
@@ -79,7 +81,7 @@ class Ranks:
                 box = [(action(), None)]
             except Exception as caught:
                 error = caught
-                box = [(None, _portable(caught))]
+                box = [(None, portable(caught))]
         dist.broadcast_object_list(box, src=0, device=_CPU, group=self.group)
         value, told = box[0]
         if error is not None:
@@ -148,7 +150,7 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """The error, or where it cannot be sent one that says the same."""
     try:
         return error if str(pickle.loads(pickle.dumps(error))) == str(error) else RuntimeError(str(error))
@@ -247,7 +249,8 @@ class DDP:
 class FullyShard:
     """Every rank holds a part of all weights, gradients and optimizer state (FSDP2, `fully_shard`).
 
-    Weights are gathered one unit at a time: each member of the module's outermost `nn.ModuleList`s, and the
+    Checkpoints are written by every rank, so the run's folder must be one that all of them share. Weights are
+    gathered one unit at a time: each member of the module's outermost `nn.ModuleList`s, and the
     rest. The module that the run names is emptied while its sharded copy is trained; hooks find the whole
     weights in it, and the end of the run, then at every rank. Its `forward` must answer with tensors in
     tuples, lists or dicts, and call the units, not their methods; a parameter that it does not use gets a

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdlm.training.checkpoint import Checkpoint, Checkpoints, Unfinished, sha256
-from mmdlm.training.parallel import Parallel, Ranks
+from mmdlm.training.checkpoint import Checkpoint, CheckpointError, Checkpoints, Unfinished, sha256
+from mmdlm.training.parallel import Parallel, Ranks, portable
 from mmdlm.training.pieces import Groups, read_pieces, write_pieces
 
 Home = Callable[[str], Tensor | None]  # the tensor of that name that a saved one is for
@@ -37,17 +37,22 @@ class Loaded:
             saved = self._whole.tensors[group] if self._whole else {}
             return self._ranks.spread(saved, lambda value, name: self._parallel.place(value, home(name)))
         assert self._parts.folder is not None
-        found = {name: _like(kind, home(name)) for name, kind in self.kinds[group].items()}
-        read_pieces(self._parts.folder, group, found, self._ranks)
+        found = {name: _like(kind, home(name)) for name, kind in self.kinds.get(group, {}).items()}
+        if found:  # before the first update an optimizer holds nothing
+            try:
+                read_pieces(self._parts.folder, group, found, self._ranks)
+            except OSError as error:
+                told = f"the checkpoint {self._parts.folder} cannot be read: {error}"
+                raise CheckpointError(told) from error
         return found
 
 
 class Saver:
     """Writes checkpoints of all ranks' tensors, and reads the newest; called by all ranks in one order.
 
-    Whole tensors are written by rank 0, those that are held in parts (`sharded`) by every rank its own. In
-    the background a copy is written, on the CPU, while the run goes on: one at a time, and what goes wrong is
-    raised at all ranks by the next `write` or `wait`.
+    Whole tensors are written by rank 0, those that are held in parts (`sharded`) by every rank its own, into
+    a folder that all of them share. In the background a copy is written, on the CPU, while the run goes on:
+    one at a time, and what goes wrong is raised at all ranks by the next `write` or `wait`.
     """
 
     def __init__(
@@ -57,45 +62,64 @@ class Saver:
         self.begun: int | None = None  # step of the last checkpoint that was asked for, or read
         self._stands: int | None = None
         self._ranks, self._parallel, self._sharded = ranks, parallel, sharded
+        self._background = background
         self._apart = ranks.apart() if background and sharded else ranks
-        self._pool = ThreadPoolExecutor(1, "checkpoint") if background else None
+        self._pool: ThreadPoolExecutor | None = None
         self._running: Future[None] | None = None
 
     def write(self, step: int, tensors: Groups, state: Mapping[str, Any]) -> None:
         """Saves, or begins to when it is done in the background; SaveError where that one or this fails."""
-        self.wait()
-        self.begun = step
-        if self._pool is None:
+        try:
+            self.wait()
+        except Exception:  # it is not to cost the present step as well
             self._write(step, tensors, state, self._ranks)
-            return
-        taken = {
-            group: {name: _copy(value) for name, value in named.items()} for group, named in tensors.items()
-        }
-        if self._sharded or self._ranks.leads:
-            self._running = self._pool.submit(self._write, step, taken, copy.deepcopy(state), self._apart)
+            self.begun = self._stands = step
+            raise
+        self.begun = step
+        if not self._background:
+            self._write(step, tensors, state, self._ranks)
+            self._stands = step
+        elif self._sharded or self._ranks.leads:
+            taken = {name: {key: _copy(value) for key, value in tensors[name].items()} for name in tensors}
+            plain = copy.deepcopy(dict(state))
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(
+                    1, "checkpoint", initializer=_enter, initargs=(_place(tensors),)
+                )
+            if self._sharded:
+                self._running = self._pool.submit(self._write_pieces, step, taken, plain, self._apart)
+            else:
+                self._running = self._pool.submit(self._write_whole, step, taken, plain)
 
     def wait(self) -> None:
-        """Returns when the last checkpoint stands; raises at all ranks what went wrong."""
-        running, self._running = self._running, None
-        if self._pool is None:
+        """Returns when the last checkpoint stands; raises at all ranks what went wrong at any."""
+        if not self._background or self.begun is None:
             return
-        self._ranks.first(lambda: None if running is None else running.result())
-        if running is not None:
-            running.result()
+        running, self._running = self._running, None
+        fault = None if running is None else running.exception()
+        if fault is not None and not isinstance(fault, Exception):
+            raise fault
+        for each in self._ranks.every(None if fault is None else portable(fault)):
+            if each is not None:
+                raise each
+        self._stands = self.begun
 
     def standing(self) -> int | None:
         """The step of the newest checkpoint that stands; waits for this process's part of the last one."""
-        if self._running is not None:
-            self._running.exception()
+        if self._running is not None and self._running.exception() is None:
+            self._stands = self.begun
         return max(self.checkpoints.steps(), default=None) if self._stands is None else self._stands
 
     def close(self) -> None:
         """Waits for the last checkpoint; what goes wrong, and was not raised, is a warning."""
         running, self._running = self._running, None
-        if running is not None and (error := running.exception()) is not None:
-            warnings.warn(f"the last checkpoint failed: {error}", stacklevel=2)
-        if self._pool is not None:
-            self._pool.shutdown()
+        pool, self._pool = self._pool, None
+        try:
+            if running is not None and (error := running.exception()) is not None:
+                warnings.warn(f"the last checkpoint failed: {error}", stacklevel=2)
+        finally:  # also after a Ctrl-C: whoever holds the folder must not let go of it before
+            if pool is not None:
+                pool.shutdown()
 
     def newest(self, opened: Callable[[Checkpoint | None], None]) -> Loaded | None:
         """The newest checkpoint that is whole, as rank 0 finds it and hands it to `opened`; None without."""
@@ -124,11 +148,11 @@ class Saver:
     def _write(self, step: int, tensors: Groups, state: Mapping[str, Any], ranks: Ranks) -> None:
         if self._sharded:
             self._write_pieces(step, tensors, state, ranks)
-        elif self._pool is None:
-            ranks.first(lambda: self.checkpoints.save(step, Checkpoint(tensors, state)))
         else:
-            self.checkpoints.save(step, Checkpoint(tensors, state))
-        self._stands = step
+            ranks.first(lambda: self._write_whole(step, tensors, state))
+
+    def _write_whole(self, step: int, tensors: Groups, state: Mapping[str, Any]) -> None:
+        self.checkpoints.save(step, Checkpoint(tensors, state))
 
     def _write_pieces(self, step: int, tensors: Groups, state: Mapping[str, Any], ranks: Ranks) -> None:
         with ExitStack() as held:
@@ -155,6 +179,17 @@ class Saver:
                         opened[0].digests.update(known)
 
             ranks.first(finish)
+
+
+def _place(tensors: Groups) -> torch.device:
+    """Where the first of them lies."""
+    return next(value.device for named in tensors.values() for value in named.values())
+
+
+def _enter(device: torch.device) -> None:
+    """A thread begins on CUDA device 0, be it another process's."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def _like(kind: Tensor, home: Tensor | None) -> Tensor:

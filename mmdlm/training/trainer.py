@@ -106,9 +106,10 @@ class Trainer(Generic[BatchT]):
         with ExitStack() as held:
             self.ranks.first(lambda: self._open(held))
             held.callback(self._audience.close)
+            caught = held.enter_context(caught_signals())  # also while the last checkpoint is being written
             held.callback(self._saver.close)
             held.enter_context(self._division.metered())
-            return self._fit()
+            return self._fit(caught)
 
     def _open(self, held: ExitStack) -> None:
         """Takes the folder for this run alone, and clears away what a killed process left there."""
@@ -119,14 +120,14 @@ class Trainer(Generic[BatchT]):
                 if place.is_dir():
                     recover(place)
 
-    def _fit(self) -> nn.Module:
+    def _fit(self, caught: list[int]) -> nn.Module:
         run = self.run
         self._resume()
         self.ranks.first(self._write_run)
         self.module.train()
         quiet = not (run.progress and self.ranks.leads)
         bar = tqdm(total=run.steps, initial=self.step, disable=quiet, dynamic_ncols=True)
-        with bar, caught_signals() as caught:
+        with bar:
             stream = self._stream()
             if not self._observed:  # a signal came before what was due; saved, lest the next resume repeat it
                 self._look(bar)
@@ -152,6 +153,7 @@ class Trainer(Generic[BatchT]):
             if signalled and self._saver.begun != self.step:
                 self.save()
             self._saver.wait()
+            signalled = signalled or self._signalled(caught)
         if signalled:
             _log.info("stopped by signal %d after step %d, saved", signalled, self.step)
             raise Stopped(128 + signalled)

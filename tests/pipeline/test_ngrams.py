@@ -44,6 +44,15 @@ def test_a_unigram_and_a_bigram_by_hand():
     assert law == pytest.approx((np.array([0.25, 0.25, 0, 0, 0.25]) + 0.75 * 3 * below) / 3)
 
 
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_what_stands_between_is_scored_from_both_sides(order):
+    grams = NGrams(TEXTS, order=order, size=6)
+    for before, after in (([0], [2]), ([], [1, 2]), ([0, 1], []), ([], [])):
+        whole = np.array([grams.nats([*before, token, *after]) for token in range(6)])
+        found = grams.between(before, after)
+        assert found - found[0] == pytest.approx(whole - whole[0])
+
+
 def test_what_was_read_is_likelier_and_more_context_tells_more():
     rng = np.random.default_rng(0)
     texts = [[int(start), *((start + 7 * np.arange(1, 6)) % 40)] for start in rng.integers(40, size=300)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from mmdlm.codec import Codec, TextLayout
 from mmdlm.data import Batches, Listed, Sample, Shuffled
 from mmdlm.diffusion import Absorbing, Masking, Square
 from mmdlm.pretrained import Settings
+from mmdlm.rows import Collator
 from mmdlm.sampling import Fixed, Peak, Unmask
-from mmdlm.texts import Piece, TextDocuments, apart, bound, cut, whole_rows
+from mmdlm.texts import Excerpt, TextDocuments, apart, bound, cut, whole_rows
 from tokenizers_mm import BytePairTokenizer
 
 SAID = [f"a {colour} {thing} on a mat" for colour in ("red", "blue") for thing in ("cat", "dog", "boat")]
@@ -40,7 +42,7 @@ def writer() -> Pipeline:
     return pipe
 
 
-def pieces_of(pipe: Pipeline, texts: list[str]) -> list[Piece]:
+def pieces_of(pipe: Pipeline, texts: list[str]) -> list[Excerpt]:
     return cut(texts, pipe.text_tokenizer, pipe.layout.caption)
 
 
@@ -106,8 +108,11 @@ def test_whatever_has_to_do_with_pictures_is_refused(writer, ask, message):
 
 
 def test_a_layout_with_codes_wants_an_image_tokenizer(tiny):
+    codec = Codec(tiny.text_tokenizer, None, tiny.layout)  # enough to train on codes
     with pytest.raises(ValueError, match="a layout with 64 image codes wants an image tokenizer"):
-        Codec(tiny.text_tokenizer, None, tiny.layout)
+        Pipeline.untrained(codec, dim=32, depth=1)
+    with pytest.raises(ValueError, match="pictures want an image tokenizer"):
+        codec.pixels([PICTURE])
     with pytest.raises(ValueError, match="2 positions, got 1"):
         TextLayout.build(num_text=300, room=1)
 
@@ -189,6 +194,25 @@ def test_a_share_of_the_documents_has_all_its_room_and_the_others_one_end(writer
     assert torch.equal(canvas.fillable, (canvas.segment >= 0) & (torch.arange(1 + ROOM) > 0))
     with pytest.raises(ValueError, match="whole=2: wanted a share from 0 to 1"):
         TextDocuments(writer.layout, 2)
+
+
+@pytest.mark.parametrize("whole", [0.0, 0.5, 1.0])
+def test_the_collator_makes_texts_as_they_are_written(writer, whole):
+    items = [Sample(text, texts=(text,)) for text in SAID] * 10
+    rows = Collator(writer.codec, whole=whole)(items, np.random.default_rng(0))
+    ids = [writer.text_tokenizer.encode(text) for text in SAID]
+    begun = writer.layout.writing(ids)
+    size = begun.shape[1]
+    share = ((rows.segment >= 0).sum(dim=1) == size).float().mean()
+    assert float(share) == pytest.approx(whole, abs=0.2)
+    for name in ("tokens", "position", "modality", "span"):
+        for number, known in enumerate(1 + len(some) for some in ids):
+            mine, theirs = getattr(rows, name)[number], getattr(begun, name)[number]
+            assert torch.equal(mine[:known], theirs[:known]), name
+    if whole == 1:
+        (wanted,) = whole_rows(writer.layout, pieces_of(writer, SAID))
+        for name in ("tokens", "fillable", "position", "segment", "span", "modality"):
+            assert torch.equal(getattr(rows, name)[: len(SAID)], getattr(wanted, name)), name
 
 
 def test_the_bound_is_that_of_what_is_generated(writer):

@@ -1,4 +1,4 @@
-"""What README.md says holds: its Python runs, its commands name programs, targets and options there are."""
+"""What the pages say holds: Python runs, commands name programs, targets and options there are."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from mmdlm.pretrained import BUILT_IN
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
+PAGES = [README, ROOT / "train/recipes/RESULTS.md"]
 SHELLS = ("sh", "bash", "shell", "console")
 # Commands of the machine, which are not ours to run here.
 OTHERS = {"cd", "cp", "export", "git", "ls", "mkdir", "open", "pip", "source", "unzip", "xdg-open"}
@@ -155,27 +156,34 @@ def test_its_python_runs(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
 
 
-def test_its_commands_name_what_exists():
-    text = README.read_text("utf-8")
+def name(page: Path) -> str:
+    return page.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_its_commands_name_what_exists(page):
+    text = page.read_text("utf-8")
     shells = [block for block in blocks(text) if block.language in SHELLS]
-    assert shells, "README.md shows no command"
+    assert shells, f"{page.name} shows no command"
     found = [command for block in shells for command in commands(block.text)] + inline_commands(text)
     assert len(found) >= 4
     assert [(shlex.join(command), fault) for command in found for fault in faults_of(command)] == []
 
 
-def test_its_links_and_folders_exist():
-    text = README.read_text("utf-8")
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_its_links_and_folders_exist(page):
+    text = page.read_text("utf-8")
     linked = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link and link[0] != "#"]
     rooms = re.findall(r"`((?:tokenizers_mm|mmdlm|train|infer|tests)/[\w/.]*)`", text)
     assert rooms
-    missing = [name for name in (*linked, *rooms) if not (ROOT / name.partition("#")[0]).exists()]
-    assert missing == []
+    missing = [link for link in linked if not (page.parent / link.partition("#")[0]).exists()]
+    assert missing + [room for room in rooms if not (ROOT / room).exists()] == []
 
 
-def test_its_figures_are_filled_in():
-    left = [word for word in ("FIGURES", "TODO", "FIXME", "XXX") if word in README.read_text("utf-8")]
-    assert left == [], "README.md holds places that are not filled in"
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_its_figures_are_filled_in(page):
+    left = [word for word in ("FIGURES", "TODO", "FIXME", "XXX") if word in page.read_text("utf-8")]
+    assert left == [], f"{page.name} holds places that are not filled in"
 
 
 # what the tests above see

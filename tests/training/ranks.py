@@ -17,7 +17,6 @@ import numpy as np
 import torch
 import torch.distributed.fsdp
 import torch.distributed.tensor
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmdlm.canvas import IMAGE, TEXT, Canvas
@@ -34,10 +33,9 @@ from mmdlm.training import (
     Stopped,
     Trainer,
     Validation,
-    parallel,
+    load_tensors,
     saving,
 )
-from mmdlm.training.pieces import pieces, read_pieces
 
 _SPEC = importlib.util.spec_from_file_location("fakes", Path(__file__).with_name("conftest.py"))
 assert _SPEC is not None
@@ -183,14 +181,7 @@ def masked(folder: Path, **changes: Any) -> None:
 def tensors(folder: Path) -> dict[str, dict[str, Tensor]]:
     """What the newest checkpoint of a run holds, whole."""
     newest = max((folder / "checkpoints").glob("step-*"))
-    whole = {path.stem: load_file(path) for path in newest.glob("*.safetensors") if "shard" not in path.stem}
-    found = whole or {
-        group: {name: torch.empty(value.shape, dtype=value.dtype) for name, value in kinds.items()}
-        for group, kinds in pieces(newest).items()
-    }
-    for group, named in found.items() if not whole else ():
-        read_pieces(newest, group, named, parallel.Ranks())
-    return found
+    return {group: load_tensors(newest, group) for group in ("module", "optimizer", "average")}
 
 
 def full(folder: Path) -> list[str]:
@@ -250,6 +241,7 @@ def two(folder: Path) -> tuple[Any, ...]:
     ]
     masked(folder / "masked-ddp")
     masked(folder / "masked-sharded", parallel=FullyShard())
+    Trainer(make(folder / "behind", parallel=FullyShard())[0]).save()  # before the first update
     train(folder / "behind", parallel=FullyShard(), save_in_background=True)
     train(folder / "copies", save_in_background=True)
     train(folder / "unused", module=Blocks(unused=True))

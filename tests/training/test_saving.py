@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from mmdlm.training import BatchError, SaveError, Trainer
-from mmdlm.training.checkpoint import Checkpoints
+from mmdlm.io.lock import locked
+from mmdlm.training import CheckpointError, SaveError, Stopped, Trainer, load_tensors
+from mmdlm.training.checkpoint import Checkpoint, Checkpoints
 
 
 def files(run, step: int) -> dict[str, bytes]:
@@ -65,24 +68,74 @@ def test_a_save_that_fails_behind_is_told_by_the_next_or_at_the_end(kit, monkeyp
             trainer.fit()
         assert trainer.step == reached
         monkeypatch.setattr(Checkpoints, "save", save)
-        assert Checkpoints(run.folder / "checkpoints", keep=9).steps() == list(range(2, bad, 2))
+        stand = [step for step in (2, 4, 6) if step != bad]  # the one that heard of it was written, too
+        assert Checkpoints(run.folder / "checkpoints", keep=9).steps() == stand
         Trainer(run).fit()
         assert Checkpoints(run.folder / "checkpoints", keep=9).steps()[-1] == 6
 
 
-def test_another_error_waits_for_the_save_that_runs_and_names_it(kit, monkeypatch):
-    run = kit.run(steps=9, checkpoint_every=2, save_in_background=True, log_every=1)
+def test_another_error_waits_for_the_save_that_runs_whatever_comes_meanwhile(kit, monkeypatch):
+    """Nobody may take the folder before; afterwards the same trainer goes on."""
+    run = kit.run(steps=5, checkpoint_every=2, save_in_background=True)
     save = Checkpoints.save
 
     def slow(self, step, checkpoint):
-        threading.Event().wait(0.3)
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
         return save(self, step, checkpoint)
 
-    monkeypatch.setattr(Checkpoints, "save", slow)
     trainer = Trainer(run)
-    monkeypatch.setattr(trainer, "_stream", lambda: iter([kit.table()[:4]] * 2))
-    with pytest.raises((BatchError, StopIteration, RuntimeError)):
-        trainer.fit()
-    found = load_file(run.folder / "checkpoints/step-00000002/module.safetensors")
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", slow)
+        patch.setattr(trainer, "_stream", lambda: iter([kit.table()[:8]] * 2))
+        with pytest.raises((RuntimeError, StopIteration)):
+            trainer.fit()
+    assert files(run, 2)
+    assert not list(run.folder.rglob("*.part"))
+    with locked(run.folder):
+        pass
+    found = load_tensors(run.folder / "checkpoints/step-00000002")
     live = dict(trainer.module.named_parameters())
     assert all(torch.equal(value, live[name]) for name, value in found.items())
+    trainer.fit()
+    assert files(run, 5)
+
+
+def test_a_signal_during_the_last_save_stops_what_comes_after(kit, monkeypatch):
+    save = Checkpoints.save
+
+    def signalled(self, step, checkpoint):
+        time.sleep(0.1)  # the loop waits by now
+        os.kill(os.getpid(), signal.SIGTERM)
+        return save(self, step, checkpoint)
+
+    run = kit.run(steps=3, save_in_background=True)
+    monkeypatch.setattr(Checkpoints, "save", signalled)
+    with pytest.raises(Stopped) as caught:
+        Trainer(run).fit()
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert files(run, 3)
+
+
+def test_a_file_that_another_rank_wrote_elsewhere_is_an_error_and_leaves_nothing(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, Checkpoint({"module": {"a": torch.ones(2)}}, {"step": 1}))
+    told = r"shard-00002.* are not in .*all ranks need one folder.*step-00000001 stands"
+    with pytest.raises(SaveError, match=told), checkpoints.writing(2, {"step": 2}) as begun:
+        begun.digests["shard-00002-model-00001-of-00001.safetensors"] = "0" * 64
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "message"),
+    [
+        ("step-00000001", "average", "holds no average, but module"),
+        ("best", "module", "best is no checkpoint"),
+        ("step-00000002", "module", "cannot be read"),
+    ],
+)
+def test_tensors_of_a_checkpoint_that_are_not_there_are_named(tmp_path, name, group, message):
+    Checkpoints(tmp_path, keep=1).save(1, Checkpoint({"module": {"a": torch.ones(2)}}, {"step": 1}))
+    with pytest.raises(CheckpointError, match=message):
+        load_tensors(tmp_path / name, group)

@@ -14,7 +14,7 @@ import torch
 from mmdlm import Pipeline
 from mmdlm.canvas import Canvas, Packed, efficiency
 from mmdlm.codec import Codec, TextLayout
-from mmdlm.data import Batches, Columns, Listed, Sample, Shuffled, Skip, open_source
+from mmdlm.data import Batches, Columns, Listed, Sample, SampleError, Shuffled, Skip, open_source
 from mmdlm.diffusion import Absorbing, Masking, Square
 from mmdlm.io import atomic_write_json
 from mmdlm.ngrams import NGrams
@@ -22,12 +22,12 @@ from mmdlm.pairs import evenly, percent
 from mmdlm.pretrained import Settings
 from mmdlm.program import find_device
 from mmdlm.sampling import Fixed, Peak, Threshold, Unmask
-from mmdlm.texts import Piece, TextDocuments, WriteTexts, apart, bound, cut, whole_rows
+from mmdlm.texts import Excerpt, TextDocuments, WriteTexts, apart, bound, cut, whole_rows
 from mmdlm.training import AdamW, Ema, Muon, Run, Validation, WarmupCosine, load_best
 from tokenizers_mm import BytePairTokenizer
 
 ORDERS = {"unigram": 1, "trigram": 3}
-GUESSES = 100  # words that the trigram chooses among
+HOLE = "___"
 
 
 def recipe(
@@ -120,10 +120,18 @@ def recipe(
 
 
 def read(data: Path, column: str) -> list[Sample]:
-    """The rows that have a text. Raises ValueError when there is none."""
+    """The rows that have a text; what cannot be read, be it a picture beside it, is left out and named.
+
+    Raises ValueError when there is none.
+    """
     skip, samples = Skip(), []
     for sample in open_source(data, columns=Columns(texts=(column,)), on_error=skip):
         texts = tuple(text for text in sample.texts if text.strip())
+        try:
+            "".join(texts).encode()
+        except UnicodeEncodeError as error:
+            skip(SampleError(sample.name, f"a text is no Unicode ({error.reason})"))
+            continue
         if texts:
             samples.append(Sample(name=sample.name, texts=texts))
     if skip.count:
@@ -135,8 +143,8 @@ def read(data: Path, column: str) -> list[Sample]:
 
 def describe(
     groups: Sequence[Sequence[Sample]],
-    pieces: Sequence[Piece],
-    ways: Mapping[str, Callable[[list[Piece], np.random.Generator], Canvas]],
+    pieces: Sequence[Excerpt],
+    ways: Mapping[str, Callable[[list[Excerpt], np.random.Generator], Canvas]],
     batch: int,
 ) -> dict[str, object]:
     """What the data are, and how full each of the `ways` has the rows of `batch` documents."""
@@ -203,9 +211,9 @@ def report(
         f"{copied['generated'] / num:.1%} stand in the training texts (of those held out "
         f"{copied['held out'] / num:.1%} do). They have {words['generated']:.1f} words (those held out "
         f"{words['held out']:.1f}) and a perplexity of {strange['generated']:.1f} under the trigram (those "
-        f"held out {strange['held out']:.1f}). Of {trials:,} words hidden in texts held out it guesses "
-        f"{hits['model']}; the trigram, which weighs both sides, {hits['trigram']}; the commonest word is "
-        f"{hits['commonest']}."
+        f"held out {strange['held out']:.1f}). Of {trials:,} words of one token, hidden in texts held out, "
+        f"it guesses {hits['model']}; the trigram, which weighs both sides, {hits['trigram']}; the commonest "
+        f"word is {hits['commonest']}."
     )
     return told, figures
 
@@ -220,8 +228,8 @@ def guess(
 ) -> tuple[dict[str, int], int]:
     """How many of the hidden words, one of each text, are guessed, and how many there are.
 
-    Words of one token, letters only. The trigram chooses among its most probable tokens at that place the one
-    with which the whole text is most probable.
+    Words of one token, letters only. The trigram says with which of all tokens the whole text is most
+    probable.
     """
     rng, encode = np.random.default_rng(seed), pipe.text_tokenizer.encode
     commonest = Counter(word for text in known for word in text.split()).most_common(1)[0][0]
@@ -233,13 +241,13 @@ def guess(
             continue
         number = int(rng.choice(likely))
         place, hidden = len(encode(" ".join(words[:number]))) if number else 0, encode(words[number])
-        if ids[place : place + 1] != hidden:  # its tokens are others inside the text
-            continue
-        holed.append(" ".join([*words[:number], "___", *words[number + 1 :]]))
+        hole = " ".join([*words[:number], HOLE, *words[number + 1 :]])
+        seen: list[int | None] = [*ids[:place], None, *ids[place + 1 :]]
+        if ids[place : place + 1] != hidden or pipe.codec.ids_with_holes(hole, HOLE) != seen:
+            continue  # inside the text its tokens, or its neighbours', are others
+        holed.append(hole)
         whole.append(text)
-        among = grams.law(ids[:place])[:-1].argsort()[-GUESSES:].tolist()
-        best = min(among, key=lambda token: grams.nats([*ids[:place], token, *ids[place + 1 :]]))
-        guessed["trigram"] += best == hidden[0]
+        guessed["trigram"] += int(grams.between(ids[:place], ids[place + 1 :]).argmin()) == hidden[0]
         guessed["commonest"] += words[number] == commonest
     if holed:
         sure = Unmask(temperature=0.0)
