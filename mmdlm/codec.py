@@ -44,24 +44,22 @@ class TextLayout(Layout):
 
 @dataclass(frozen=True)
 class Codec:
-    """The two tokenizers of a model and the layout of its rows; one of text alone has no image tokenizer.
+    """The two tokenizers of a model and the layout of its rows.
 
-    Raises ValueError where there is no image tokenizer, though the layout has image codes.
+    A model of text alone has no image tokenizer; nor need one that is only trained, on pictures that are
+    codes already.
     """
 
     text_tokenizer: TextTokenizer
     image_tokenizer: ImageTokenizer | None
     layout: Layout
 
-    def __post_init__(self) -> None:
-        if self.image_tokenizer is None and self.layout.vocab.num_codes:
-            codes = self.layout.vocab.num_codes
-            raise ValueError(f"a layout with {codes} image codes wants an image tokenizer, got None")
-
     @property
     def images(self) -> ImageTokenizer:
-        """The image tokenizer. Raises ValueError where the model is one of text alone."""
+        """The image tokenizer. Raises ValueError where there is none."""
         if self.image_tokenizer is None:
+            if self.layout.vocab.num_codes:
+                raise ValueError("pictures want an image tokenizer, got None with a layout of image codes")
             raise ValueError("this model is one of text alone: it has no image tokenizer and no pictures")
         return self.image_tokenizer
 

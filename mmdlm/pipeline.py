@@ -56,6 +56,9 @@ class Pipeline:
         unknown = sorted(set(given) - set(TASKS))
         if unknown:
             raise ValueError(f"settings for unknown tasks {unknown}; the tasks are {', '.join(TASKS)}")
+        if image_tokenizer is None and layout.vocab.num_codes:
+            codes = layout.vocab.num_codes
+            raise ValueError(f"a layout with {codes} image codes wants an image tokenizer, got None")
         self.transformer = transformer
         self.codec = Codec(text_tokenizer, image_tokenizer, layout)
         self.settings = {task: given[task] if task in given else Settings() for task in TASKS}

@@ -28,12 +28,15 @@ class Collator:
     - texts alone, a picture alone, pieces: a document (`Layout.documents`) of one of the texts, of the
       picture, of all the pieces.
 
+    Where the model is one of text alone, a text is a row as `Pipeline.text` begins it (`Layout.pairs`); one
+    with pictures learns from texts alone as documents, which `Pipeline.text` does not begin.
+
     One text is drawn, evenly; a question beside texts is drawn among them. Every text and every picture is a
     span of its own. Pictures that are no codes yet go through the image tokenizer, a batch at once.
 
     A text is generated in a room that is wider than it, with `end`s behind, so a model must have seen that.
-    Texts of pairs and questions have the room of the layout in a share `whole` of the rows; in the others,
-    and in documents, they are as long as they are, one `end` included, and of documents up to `tail` longer.
+    Texts that are no document have the room of the layout in a share `whole` of the rows; in the others, and
+    in documents, they are as long as they are, one `end` included, and of documents up to `tail` longer.
     The laws over noise levels hold for documents as for pairs: `Edges` has one of all their spans live.
     """
 
@@ -56,7 +59,8 @@ class Collator:
         last pieces are left out, and a text among them, where it is cut, has no `end`.
 
         Raises SampleError, naming the item, for a text or document that is too long, a text that cannot be
-        encoded, codes of another grid or tokenizer, a question without an answer, and an item of nothing.
+        encoded, codes of another grid, or outside the model's, a picture where there is no image tokenizer, a
+        question without an answer, and an item of nothing.
         """
         held = [item.all_images if isinstance(item, Sample) else item.all_codes for item in items]
         pictures = [(item.name, one) for item, some in zip(items, held, strict=True) for one in some]
@@ -100,6 +104,8 @@ class Collator:
             return _Row(pieces=self._document(name, pieces, rng))
         said = _drawn(item, rng)
         picture = codes[0] if codes else None
+        if len(said) == 1 and not layout.vocab.num_codes:
+            picture = torch.zeros(0, 0, dtype=torch.long)  # as a row of text alone has it
         if not said or (len(said) == 1 and picture is None):
             return _Row(pieces=self._document(name, [*said, *codes], rng))
         rooms = (layout.caption,) if len(said) == 1 else (layout.question, layout.answer)
@@ -163,10 +169,12 @@ class Collator:
 
     def _codes(self, pictures: Sequence[tuple[str, np.ndarray]]) -> Iterator[Tensor]:
         """The codes (h, w) long of pictures (H, W, 3) or codes of named items."""
-        layout, images = self.codec.layout, [image for _, image in pictures if image.ndim == 3]
+        layout, images = self.codec.layout, [(name, image) for name, image in pictures if image.ndim == 3]
         made: Iterator[Tensor] = iter(())
         if images:
-            made = iter(self.codec.encode(self.codec.pixels([Image.fromarray(image) for image in images])))
+            if self.codec.image_tokenizer is None:
+                raise SampleError(images[0][0], "has a picture, and no image tokenizer makes codes of it")
+            made = iter(self.codec.encode(self.codec.pixels([Image.fromarray(image) for _, image in images])))
         for name, picture in pictures:
             if picture.ndim == 3:
                 yield next(made)

@@ -80,22 +80,26 @@ def training_report(folder: Path, *, model: Path | None = None) -> Path:
 def write_statistics(folder: Path, pairs: Sequence[Encoded], count: Callable[[str], int]) -> None:
     """Write FOLDER/data.json, which `training_report` shows: what `pairs` are. `count` gives a text's tokens.
 
-    Raises ValueError where there is no text.
+    Without a picture there are no figures of codes. Raises ValueError where there is no text.
     """
     texts = [text for pair in pairs for text in pair.all_texts]
     if not texts:
         raise ValueError("statistics need at least one pair with a text")
     lengths = sorted(map(count, texts))
-    codes = np.stack([grid for pair in pairs for grid in pair.all_codes])
+    codes = [grid for pair in pairs for grid in pair.all_codes]
     folder.mkdir(parents=True, exist_ok=True)
-    statistics = {
+    statistics: dict[str, int | str] = {
         "pictures": len(codes),
         "texts": len(texts),
         "texts that differ": len(set(texts)),
         "tokens a text": f"{lengths[0]} to {lengths[-1]}, median {lengths[len(lengths) // 2]}",
-        "codes a picture": f"{codes.shape[1]} x {codes.shape[2]}",
-        "codes that occur": len(np.unique(codes)),
     }
+    if codes:
+        height, width = codes[0].shape
+        statistics |= {
+            "codes a picture": f"{height} x {width}",
+            "codes that occur": len(np.unique(np.stack(codes))),
+        }
     atomic_write_json(folder / "data.json", statistics)
 
 
@@ -231,11 +235,12 @@ def _usage(folder: Path, model: Path | None, captions: Sequence[tuple[str, str]]
     steps = sorted((folder / "checkpoints").glob("step-*"))
     usage = []
     if steps:
-        averaged = steps[-1] / "average.safetensors"
-        weights = averaged if averaged.is_file() else steps[-1] / "module.safetensors"
+        newest = steps[-1]
+        averaged = (newest / "average.safetensors").is_file() or any(newest.glob("shard-*-of-00003.*"))
+        group = "average" if averaged else "module"
         code = (
-            "from safetensors.torch import load_file\n\n"
-            f"module.load_state_dict(load_file({str(weights)!r}), strict=False)"
+            "from pathlib import Path\n\nfrom mmdlm.training import load_tensors\n\n"
+            f"module.load_state_dict(load_tensors(Path({str(newest)!r}), {group!r}), strict=False)"
         )
         usage = [("text", "The trained weights, put into the module that the run was given:"), ("code", code)]
     if (folder / "best").is_dir():

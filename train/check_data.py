@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,10 +80,11 @@ def find_source(given: argparse.Namespace) -> tuple[Indexed[Sample], bool]:
     from mmdlm.data import Columns, InOrder, JsonLines, open_source
 
     table = given.data / "metadata.jsonl"
+    columns = Columns.named(given.columns, given.image_column, given.pieces)
     if given.pieces or not table.is_file():
-        columns = Columns.named(given.columns, given.image_column, given.pieces)
         return open_source(given.data, columns=columns), False
-    columns = Columns.named(given.columns, given.image_column or "file_name", None) or Columns()
+    columns = columns or Columns()
+    columns = replace(columns, image=columns.image or "file_name")
     return JsonLines(table, columns=columns, order=InOrder()), True
 
 

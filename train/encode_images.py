@@ -41,9 +41,9 @@ def main(arguments: Sequence[str]) -> None:
     add("--columns", help="columns with texts (default: text)")
     add("--image-column", help="column with pictures (default: what is usual)")
     add("--pieces", help="column with documents of texts and pictures; or TEXTS,PICTURES")
-    add("--skip", action="store_true", help="leave out pictures that cannot be read, and say which")
+    add("--skip", action="store_true", help="leave out rows whose picture cannot be had, and say which")
     add("--size", type=positive, help="pixels a side (default: the model's)")
-    add("--shard-size", type=positive, default=4096, help="pictures a shard (default: 4096)")
+    add("--shard-size", type=positive, default=4096, help="rows a shard (default: 4096)")
     add("--batch", type=positive, default=64, help="pictures encoded together (default: 64)")
     add("--processes", type=positive, help="default: the CPUs of this machine; with CUDA 1")
     add("--worker", help=argparse.SUPPRESS)  # K/N: this is process K of N that the program started
@@ -117,7 +117,7 @@ def encode(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with tqdm(desc="encode", unit="picture", disable=bool(given.worker)) as bar:
+        with tqdm(desc="encode", unit="row", disable=bool(given.worker)) as bar:
             encode_shards(
                 source,
                 given.out,

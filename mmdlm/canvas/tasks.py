@@ -88,11 +88,7 @@ class Layout:
 
     def questions(self, codes: Tensor | None, questions: Sequence[Ids], answers: Sequence[Ids]) -> Canvas:
         """Pictures and questions given, the answers open; without `codes` the rows have no picture."""
-        question = Fill(self._texts(questions, self.question))
-        answer = self._open(self._texts(answers, self.answer))
-        if codes is None:
-            return self._canvas(Frame(self.question_frame.runs[1:]), question, answer)
-        return self._canvas(self.question_frame, Fill(self._codes(codes)), question, answer)
+        return self._asked(codes, questions, self._open(self._texts(answers, self.answer)))
 
     def captionings(self, codes: Tensor, captions: Sequence[Ids], *, holes: Tensor | None = None) -> Canvas:
         """Pictures given, the captions open; with `holes` (B, caption) bool, only inside them."""
@@ -124,11 +120,9 @@ class Layout:
         hole = self._hole_text([()] * len(codes), self.caption)
         return self._canvas(self.pair_frame, hole, Fill(self._codes(codes)))
 
-    def answering(self, codes: Tensor, questions: Sequence[Ids]) -> Canvas:
-        """Images and questions given, the answers all holes."""
-        hole = self._hole_text([()] * len(codes), self.answer)
-        question = Fill(self._texts(questions, self.question))
-        return self._canvas(self.question_frame, Fill(self._codes(codes)), question, hole)
+    def answering(self, codes: Tensor | None, questions: Sequence[Ids]) -> Canvas:
+        """Images and questions given, the answers all holes; without `codes` the rows have no image."""
+        return self._asked(codes, questions, self._hole_text([()] * len(questions), self.answer))
 
     def joint(self, prefixes: Sequence[Ids]) -> Canvas:
         """A beginning of each caption given (perhaps empty), the rest of it and the image all holes."""
@@ -188,6 +182,12 @@ class Layout:
 
     def _canvas(self, frame: Frame, *fills: Fill) -> Canvas:
         return frame.canvas(fills, mask=self.vocab.mask)
+
+    def _asked(self, codes: Tensor | None, questions: Sequence[Ids], answer: Fill) -> Canvas:
+        question = Fill(self._texts(questions, self.question))
+        if codes is None:
+            return self._canvas(Frame(self.question_frame.runs[1:]), question, answer)
+        return self._canvas(self.question_frame, Fill(self._codes(codes)), question, answer)
 
     def _open(self, ids: Tensor) -> Fill:
         return Fill(ids, open=torch.ones_like(ids, dtype=torch.bool))

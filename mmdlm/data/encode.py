@@ -38,6 +38,7 @@ class ShardPlan:
     made_of: Mapping[str, Any] = field(default_factory=dict)  # what else: data, pixels a side, ...
     shard_size: int = 4096  # items of the source a shard
     batch_size: int = 64  # pictures encoded together: floats, and so codes, may depend on it
+    texts_alone: bool = False  # carried, or else errors: items without a picture
 
     def __post_init__(self) -> None:
         for name in ("num_codes", "shard_size", "batch_size"):
@@ -61,7 +62,8 @@ def encode_shards(
 ) -> bool:
     """Write the codes and texts of a source to the folder `out`; `Shards` reads it.
 
-    Items of every kind are carried, documents of several pictures and texts alone as well as pairs.
+    Items of every kind are carried, pairs and documents; one that is no document and has no picture is a
+    SampleError, unless the plan has `texts_alone`.
 
     Shard k holds the items k * shard_size and on, whatever the order of the source. `part` is (rank, world):
     this call makes every shard k with k % world == rank, so that several processes or machines share the work
@@ -82,6 +84,8 @@ def encode_shards(
         raise ValueError("the source is empty, there is nothing to encode")
     out = Path(out)
     stated = {"items": len(source), **asdict(plan), "made_of": dict(plan.made_of)}
+    if not plan.texts_alone:
+        del stated["texts_alone"]  # shards from before there was this choice are taken up
     if json.loads(json.dumps(stated)) != stated:
         raise ValueError(f"made_of wants plain JSON values, got {dict(plan.made_of)}")
     _check_plan(out, stated)
@@ -108,12 +112,15 @@ def _make(
     skipped: dict[str, str] = {}
     for index in span:
         try:
-            held.append(source[index])
+            sample = source[index]
+            if not (plan.texts_alone or sample.pieces or sample.all_images):
+                raise SampleError(sample.name, "has no picture")
         except SampleError as error:
             on_error(error)
             skipped[error.name] = _ADDRESS.sub("", error.reason)
         else:
-            num_held += len(held[-1].all_images)
+            held.append(sample)
+            num_held += len(sample.all_images)
         if num_held >= plan.batch_size:
             pairs += with_codes(held, encode, plan.batch_size)
             held, num_held = [], 0
@@ -189,8 +196,8 @@ def _check_plan(out: Path, stated: Mapping[str, Any]) -> None:
         except (ValueError, KeyError):
             continue
         if found != stated:
-            names = [name for name in stated if found.get(name) != stated[name]]
-            differ = "; ".join(f"{name} {found.get(name)!r}, now {stated[name]!r}" for name in names)
+            names = [name for name in {**stated, **found} if found.get(name) != stated.get(name)]
+            differ = "; ".join(f"{name} {found.get(name)!r}, now {stated.get(name)!r}" for name in names)
             raise ValueError(f"{path}: there are shards made otherwise ({differ}); write elsewhere")
         return
 

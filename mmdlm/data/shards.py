@@ -88,7 +88,13 @@ class Shards(Indexed[Encoded]):
         for shard in self.shards:
             self._first.append(self._first[-1] + shard.samples)
         self._keys = [
-            (str(self.path / shard.file), shard.sha256, (shard.pictures, *self.grid), self._dtype)
+            (
+                str(self.path / shard.file),
+                shard.sha256,
+                shard.samples,
+                (shard.pictures, *self.grid),
+                self._dtype,
+            )
             for shard in self.shards
         ]
         self._refuse(self.faults(whole=False))
@@ -221,7 +227,7 @@ class _Mapped(NamedTuple):
 
 
 @lru_cache(maxsize=_OPEN)  # of the process: a Shards holds no file itself, so it can be sent to others
-def _map(path: str, sha256: str, shape: tuple[int, int, int], dtype: str) -> _Mapped:
+def _map(path: str, sha256: str, samples: int, shape: tuple[int, int, int], dtype: str) -> _Mapped:
     """The file's tensors. `sha256` only tells apart what was written to one path, one after the other."""
     try:
         raw = np.asarray(np.memmap(path, np.uint8, "r"))
@@ -237,8 +243,8 @@ def _map(path: str, sha256: str, shape: tuple[int, int, int], dtype: str) -> _Ma
         codes = parts["codes"].view(np.dtype(dtype).newbyteorder("<")).reshape(shape)
         ends = parts["ends"].view("<i8")
         last = parts["pictures"].view("<i8") if "pictures" in parts else np.arange(1, len(ends) + 1)
-        if len(last) != len(ends) or last[-1] != shape[0] or ends[-1] != len(parts["rows"]):
-            raise ValueError(f"{len(ends)} rows of {last[-1]} pictures, wanted {shape[0]}")
+        if not len(last) == len(ends) == samples or last[-1] != shape[0] or ends[-1] != len(parts["rows"]):
+            raise ValueError(f"{len(ends)} rows of {last[-1]} pictures, wanted {samples} rows of {shape[0]}")
         pictures = np.concatenate([np.zeros(1, np.int64), last])
     except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise ValueError(f"{path}: damaged, or no shard of codes ({error})") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -247,7 +248,7 @@ def same(one: Encoded, sample: Sample) -> bool:
     )
 
 
-PLAN = ShardPlan(num_codes=300, shard_size=7, batch_size=3)
+PLAN = ShardPlan(num_codes=300, shard_size=7, batch_size=3, texts_alone=True)
 NUM = 45
 
 
@@ -299,10 +300,10 @@ def test_items_of_every_kind_are_encoded_on_the_way():
 
 def test_shards_of_the_first_format_are_read_and_taken_up(tmp_path):
     """With one picture an item the tensors are those of format 1, whose records did not count pictures."""
-    folder = tmp_path / "codes"
+    folder, plan = tmp_path / "codes", replace(PLAN, texts_alone=False)
     pairs = [4 * number + 1 for number in range(12)]
     source = Listed(lambda number: mixed(pairs[number]), len(pairs))
-    encode_shards(source, folder, encode=encode, plan=PLAN)
+    encode_shards(source, folder, encode=encode, plan=plan)
     assert set(load_file(folder / "shard-00000.safetensors")) == {"codes", "ends", "rows"}
 
     def without(record: dict) -> dict:
@@ -318,7 +319,7 @@ def test_shards_of_the_first_format_are_read_and_taken_up(tmp_path):
     assert all(same(item, mixed(pairs[number])) for number, item in enumerate(old))
     assert old.take(range(12)).shape == (12, 2, 2)
     (folder / "index.json").unlink()
-    assert encode_shards(source, folder, encode=lambda images: pytest.fail("made again"), plan=PLAN)
+    assert encode_shards(source, folder, encode=lambda images: pytest.fail("made again"), plan=plan)
     assert len(Shards(folder)) == 12
     write_sealed(folder / "index.json", index | {"format": 3})
     with pytest.raises(ValueError, match="format is 3, this version reads 1 and 2"):
@@ -332,9 +333,14 @@ def test_a_shard_whose_pictures_are_miscounted_is_damaged(tmp_path):
     path = tmp_path / "codes" / "shard-00000.safetensors"
     tensors = load_file(path)
     assert tensors["pictures"].tolist() == [0, 1, 1, 2]
+    source = Shards(tmp_path / "codes")
     save_file(tensors | {"pictures": tensors["pictures"] + 1}, path)
-    with pytest.raises(ValueError, match="damaged"):
-        Shards(tmp_path / "codes")[0]
+    with pytest.raises(ValueError, match="4 rows of 3 pictures, wanted 4 rows of 2"):
+        source[0]
+    fewer = {name: np.delete(tensors[name], 1) for name in ("ends", "pictures")}  # two items are one
+    save_file(tensors | fewer, path)
+    with pytest.raises(ValueError, match="3 rows of 2 pictures, wanted 4 rows of 2"):
+        source[0]
 
 
 def test_texts_alone_are_nothing_to_encode(tmp_path):

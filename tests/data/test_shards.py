@@ -6,6 +6,7 @@ import json
 import pickle
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from mmdlm.data import (
     Listed,
     OnlineEncoded,
     Sample,
+    SampleError,
     ShardPlan,
     Shards,
     Shuffled,
@@ -192,6 +194,23 @@ def test_samples_that_cannot_be_had_stop_it_or_are_left_out_and_named(tmp_path):
         make(tmp_path / "codes", flawed)
 
 
+def test_a_row_that_lacks_its_picture_is_no_text_unless_asked_for(tmp_path):
+    def lacking(number: int) -> Sample:
+        return Sample("4.png", None, ("a text",)) if number == 4 else sample(number)
+
+    with pytest.raises(SampleError, match=r"4\.png: has no picture"):
+        make(tmp_path / "stopped", lacking)
+    make(tmp_path / "codes", lacking, on_error=Skip())
+    source = Shards(tmp_path / "codes", order=InOrder())
+    assert (len(source), source.skipped) == (NUM - 1, {"4.png": "has no picture"})
+    carried, asked = tmp_path / "carried", replace(PLAN, texts_alone=True)
+    encode_shards(Listed(lacking, NUM), carried, encode=encode, plan=asked)
+    assert Shards(carried, order=InOrder())[4].codes is None
+    for folder, plan in ((carried, PLAN), (tmp_path / "codes", asked)):
+        with pytest.raises(ValueError, match="texts_alone"):
+            encode_shards(Listed(lacking, NUM), folder, encode=encode, plan=plan, on_error=Skip())
+
+
 def test_a_shard_may_be_left_with_nothing_but_not_all(tmp_path):
     def none(number: int) -> Sample:
         raise ImageError(f"{number}.png", "no")
@@ -238,7 +257,6 @@ def test_codes_that_are_none_are_refused(tmp_path, codes, message):
 
 def test_what_cannot_be_encoded_is_refused(tmp_path):
     for source, options, message in (
-        (Listed(lambda number: Sample("a", None, ("b",)), 1), {}, "not one picture"),
         (Listed(sample, 1), {"part": (1, 1)}, "rank < world"),
         (Listed(sample, 1), {"plan": ShardPlan(num_codes=1, made_of={"a": (1,)})}, "plain JSON"),
     ):

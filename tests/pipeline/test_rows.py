@@ -276,6 +276,22 @@ def test_what_can_be_no_row_is_named(item, message):
             collate([*KINDS, item], rng())
 
 
+def test_questions_without_a_picture_are_asked_as_they_are_trained():
+    trained = LAYOUT.questions(None, [list(b"why?")], [list(b"no")])
+    asked = LAYOUT.answering(None, [list(b"why?")])
+    assert torch.equal(asked.masked, trained.fillable)
+    assert torch.equal(asked.tokens[~asked.masked], trained.tokens[~asked.masked])
+
+
+def test_without_an_image_tokenizer_codes_are_rows_and_pictures_are_named():
+    collate = Collator(replace(CODEC, image_tokenizer=None))
+    coded = [item for item in KINDS if isinstance(item, Encoded)]
+    assert torch.equal(collate(coded, rng()).tokens, COLLATE(coded, rng()).tokens)
+    with pytest.raises(SampleError, match="has a picture, and no image tokenizer") as caught:
+        collate(KINDS, rng())
+    assert caught.value.name == "raw pair"
+
+
 def test_wrong_settings_are_refused():
     for options in ({"length": 0}, {"tail": -1}):
         with pytest.raises(ValueError, match="wanted length >= 1 and tail >= 0"):

@@ -122,7 +122,7 @@ def test_it_tells_how_to_use_the_model_that_there_is(folder):
         (folder / f"checkpoints/step-{step:08d}").mkdir(parents=True)
     (folder / "best").mkdir()
     words = " ".join(Reader(training_report(folder).read_text("utf-8")).words)
-    assert "step-00000010/module.safetensors" in words
+    assert "step-00000010" in words
     assert "load_best(Path(" in words
 
 
@@ -147,6 +147,9 @@ def test_statistics_of_the_data_are_written_for_the_page(folder):
         "codes a picture": "2 x 2",
         "codes that occur": 3,
     }
+    write_statistics(folder / "new", [Encoded("c", None, ("red",))], len)
+    told = {"pictures": 0, "texts": 1, "texts that differ": 1, "tokens a text": "3 to 3, median 3"}
+    assert json.loads((folder / "new/data.json").read_text()) == told
     with pytest.raises(ValueError, match="at least one pair"):
         write_statistics(folder, [], len)
 

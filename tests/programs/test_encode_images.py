@@ -135,6 +135,9 @@ def test_wrong_input_ends_in_a_line(program, tmp_path, pictures, tokenizer):
 
     some = command(pictures, tokenizer, out)
     refused("39.png", *(word for word in some if word != "--skip"), "--shard-size", 64)
+    (tmp_path / "lacking.jsonl").write_text('{"text": "no picture", "image": null}\n')
+    lacking = command(tmp_path / "lacking.jsonl", tokenizer, out, "--image-column", "image")
+    refused("lacking.jsonl:1: has no picture", *(word for word in lacking if word != "--skip"))
     refused("multiples of", *some, "--size", 15, "--processes", 1)
     refused("say with --size", pictures, "--out", out, "--model", tokenizer, "--processes", 1)
     refused("no such file", tmp_path / "nowhere", "--out", out)

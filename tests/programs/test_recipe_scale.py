@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from mmdlm import Pipeline
-from mmdlm.canvas import IMAGE, Layout, Packed
+from mmdlm.canvas import IMAGE, TEXT
 from mmdlm.data import InOrder, Listed, Sample, ShardPlan, Shards, encode_shards
 from mmdlm.model import Transformer
 from mmdlm.pretrained import fingerprint
@@ -110,30 +111,54 @@ def recipe_file():
     return module
 
 
+class Other:
+    """A text tokenizer that is not one of ours."""
+
+    size = 256
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(ids).decode()
+
+
+def first_run(home: Path, **options):
+    """The run of a small recipe, on a CPU."""
+    small = {"dim": 16, "depth": 1, "heads": 2, "hidden": 16, "caption": 16, "length": 128, "compiled": False}
+    given = {"codes": home / "codes", "tokenizer": home / "text", "device": "cpu"}
+    return next(recipe_file().recipe(**given, **small, **options))
+
+
 def test_texts_have_their_own_room_and_some_the_whole_and_rows_are_packed(home):
-    file = recipe_file()
-    text, source = file.read_tokenizer(home / "text"), Shards(home / "codes", order=InOrder())
+    text, source = BytePairTokenizer.load(home / "text"), Shards(home / "codes", order=InOrder())
     vocab = Vocab.build(num_text=text.size, num_codes=16)
-    end = vocab.specials["end"]
-    layout = Layout(vocab=vocab, grid=(4, 4), caption=40, question=1, answer=1)
-    pairs, items, rng = file.Pairs(text, layout), list(source), np.random.default_rng(0)
-    made = [one for _ in range(20) for one in pairs(items, rng)]
-    rooms = torch.tensor([int((one.span == 0).sum()) for one in made])
-    ends = torch.tensor([int((one.tokens == end).sum()) for one in made])
-    own = {len(text.encode(said)) + 1 for pair in items for said in pair.texts}
-    assert {*rooms.tolist()} == own | {40}
-    assert torch.equal(ends == 1, rooms < 40)
-    assert 0.06 < (rooms == 40).float().mean() < 0.14
-    (cut,) = file.Pairs(text, replace(layout, caption=4))(items[:1], rng)
-    assert cut.tokens[cut.span == 0].tolist() == [*text.encode(SAID[0])[:3], end]
-    packed = file.Even(Packed(pairs, 90), 32)(items, rng)
-    assert packed.shape[1] in (64, 96)
-    assert int(packed.segment.max()) >= 1
-    assert int((packed.modality == IMAGE).sum()) == 16 * len(items)
-    assert torch.equal(
-        packed.tokens[packed.modality == IMAGE].sort().values,
-        (vocab.image.start + torch.from_numpy(source.take(range(24))).long().flatten()).sort().values,
-    )
+    end, batches = vocab.specials["end"], first_run(home, documents=24).batches
+    rooms, ends = [], []
+    for _ in range(20):
+        packed = next(batches)
+        assert packed.shape[1] in (64, 128)
+        assert int(packed.segment.max()) >= 1
+        images = packed.tokens[packed.modality == IMAGE] - vocab.image.start
+        codes = torch.from_numpy(source.take(range(24))).long().flatten()
+        assert torch.equal(images.sort().values, codes.sort().values)  # an epoch a batch
+        for number in range(packed.shape[0]):
+            for document in range(int(packed.segment[number].max()) + 1):
+                mine = (packed.segment[number] == document) & (packed.modality[number] == TEXT)
+                rooms.append(int((mine & (packed.span[number] >= 0)).sum()))
+                ends.append(int((packed.tokens[number][mine] == end).sum()))
+    own = {len(text.encode(said)) + 1 for pair in source for said in pair.texts}
+    assert {*rooms} == {min(room, 16) for room in own} | {16}
+    assert all(count == 1 or room == 16 for room, count in zip(rooms, ends, strict=True))
+    assert 0.06 < sum(count > 1 for count in ends) / len(ends) < 0.14
+
+
+def test_a_model_that_could_not_be_saved_is_not_trained(home, monkeypatch):
+    assert first_run(home, image_tokenizer=home / "image").steps
+    monkeypatch.setattr(BytePairTokenizer, "load", lambda folder: Other())
+    with pytest.raises(ValueError, match=r"tokenizer=.*text: a whole model wants tokenizer\.json"):
+        first_run(home, image_tokenizer=home / "image")
+    assert first_run(home).steps  # the transformer alone is kept as checkpoints
 
 
 @pytest.mark.parametrize(
@@ -141,7 +166,8 @@ def test_texts_have_their_own_room_and_some_the_whole_and_rows_are_packed(home):
     [
         (("precision=float7",), "precision=float7: wanted one of bfloat16, float32"),
         (("kernel=flash",), "kernel=flash: wanted one of default, sdpa, xformers"),
-        (("length=30",), "length=30: a pair takes up to 35 positions"),
+        (("caption=64",), "length=64: a pair takes up to 83 positions"),
+        (("length=100",), "length=100: wanted a multiple of 64"),
         (("documents=0",), "documents=0: wanted at least 1"),
         (("held_out={other}",), "its codes are of another tokenizer or grid"),
         (("image_tokenizer={another}",), "are of another one"),

@@ -206,6 +206,8 @@ def test_fashion_says_what_it_wants(program, tmp_path):
     done = program(RUN, "fashion", f"data={tmp_path}", f"out={tmp_path}")
     assert (done.status, len(done.err.splitlines())) == (2, 1)
     assert f"{tmp_path} holds no FashionMNIST/raw" in done.err
+    done = program(RUN, "fashion", f"data={tmp_path}", f"out={tmp_path}", "batch=128", "parts=128")
+    assert "parts=128, which is to divide 64 as well" in done.err  # the tokenizer's batch
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,13 @@ import torch
 
 from mmdlm import Pipeline
 from mmdlm.canvas import Canvas, Layout, Packed
+from mmdlm.codec import Codec
 from mmdlm.data import Batches, Encoded, InOrder, Shards, Shuffled
 from mmdlm.diffusion import Absorbing, Diagonal, Edges, Masking, Mixture, Square
 from mmdlm.model import Predictor, Sdpa, Transformer, TransformerConfig, Xformers, peak_flops, training_flops
 from mmdlm.pretrained import fingerprint
 from mmdlm.program import find_device
+from mmdlm.rows import Collator
 from mmdlm.training import WSD, AdamW, BFloat16Autocast, Ema, Float32, FullyShard, Run, Validation
 from tokenizers_mm import Autoencoder, BytePairTokenizer, HuggingFaceTokenizer, TextTokenizer, Vocab
 
@@ -23,7 +25,6 @@ LAWS = Mixture(((0.25, Square()), (0.15, Diagonal()), (0.6, Edges(text=0.4, imag
 
 KERNELS = {"default": None, "sdpa": Sdpa(), "xformers": Xformers(packed=True)}
 PRECISIONS = {"bfloat16": (BFloat16Autocast(), torch.bfloat16), "float32": (Float32(), None)}
-ROOMY = 0.1  # share of the texts that get as much room as they have when one is generated
 WIDTH = 64  # rows are as long as a multiple of it, so that compiled blocks see few lengths
 
 
@@ -66,11 +67,13 @@ def recipe(
 
     codes, held_out: folders of train/encode_images.py to learn from and to validate on. tokenizer: a folder
     with tokenizer.json, or one that transformers reads. image_tokenizer: the folder of the one that made the
-    codes; with it OUT/model becomes a whole model. caption: room for a text and its end, longer ones are cut.
-    documents: pairs a micro-batch, in rows of at most `length`. accumulate: micro-batches a step, a multiple
-    of the number of GPUs. decay: steps of the way down, none: a tenth of all. replicate: groups of GPUs with
-    a whole copy each, as a rule machines. recompute: the first of so many blocks is computed again for the
-    gradient, 0: none is. ema: the decay of averaged weights, which take 4 bytes a weight more.
+    codes; with it OUT/model becomes a whole model, which only a tokenizer.json can be saved with. caption:
+    room for a text and its end, longer ones are cut; a tenth has it all, as in generation, the others what
+    they need. documents: pairs a micro-batch, in rows of at most `length`, a multiple of 64. accumulate:
+    micro-batches a step, a multiple of the number of GPUs. decay: steps of the way down, none: a tenth of
+    all. replicate: groups of GPUs with a whole copy each, as a rule machines. recompute: the first of so many
+    blocks is computed again for the gradient, 0: none is. ema: the decay of averaged weights, which take 4
+    bytes a weight more.
     """
     for name, value, known in (("precision", precision, PRECISIONS), ("kernel", kernel, KERNELS)):
         if value not in known:
@@ -78,14 +81,19 @@ def recipe(
     for name, value, least in (("documents", documents, 1), ("caption", caption, 2), ("steps", steps, 1)):
         if value < least:
             raise ValueError(f"{name}={value}: wanted at least {least}")
+    if length < 1 or length % WIDTH:
+        raise ValueError(f"length={length}: wanted a multiple of {WIDTH}")
     place = find_device(device, option="device=")
     text, source = read_tokenizer(tokenizer), Shards(codes, order=Shuffled(seed))
+    if image_tokenizer is not None and not isinstance(text, BytePairTokenizer):
+        raise ValueError(f"tokenizer={tokenizer}: a whole model wants tokenizer.json; or no image_tokenizer")
     vocab = Vocab.build(num_text=text.size, num_codes=source.num_codes)
     layout = Layout(vocab=vocab, grid=source.grid, caption=caption, question=1, answer=1)
     if layout.pair_frame.length > length:
         raise ValueError(f"length={length}: a pair takes up to {layout.pair_frame.length} positions")
     picture = None if image_tokenizer is None else read_image_tokenizer(image_tokenizer, source)
-    collate = Even(Packed(Pairs(text, layout), length), WIDTH)
+    pairs = Collator(Codec(text, picture, layout), length=length, whole=0.1, truncate=True)
+    collate = Even(Packed[Encoded](pairs, length), WIDTH)
     torch.manual_seed(seed)  # the first weights, where they are to lie: each GPU draws all of them
     with place:
         network = Transformer(shape(vocab, dim, depth, heads, hidden), kernel=KERNELS[kernel])
@@ -140,29 +148,6 @@ def shape(vocab: Vocab, dim: int, depth: int, heads: int, hidden: int) -> Transf
         rope_base=500_000.0,
         qk_norm=False,
     )
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Encoded pairs become documents, each with one of its texts in a run of its own length.
-
-    That length tells how long the text is, so some get the whole room, as in generation, and `end`s behind.
-    """
-
-    text: TextTokenizer
-    layout: Layout
-
-    def __call__(self, pairs: list[Encoded], rng: np.random.Generator) -> list[Canvas]:
-        made = []
-        for pair in pairs:
-            if pair.codes is None or not pair.texts:
-                raise ValueError(f"{pair.name}: wanted a picture with a text")
-            said = pair.texts[int(rng.integers(len(pair.texts)))]
-            ids = self.text.encode(said)[: self.layout.caption - 1]
-            room = self.layout.caption if rng.random() < ROOMY else len(ids) + 1
-            codes = torch.from_numpy(pair.codes).long()[None]
-            made.append(replace(self.layout, caption=room).pairs([ids], codes))
-        return made
 
 
 @dataclass(frozen=True)

@@ -61,11 +61,11 @@ def recipe(
 
     data: torchvision's root of FashionMNIST (`download=true` fetches it). exam: held-out pictures that are
     captioned, and captions of ten classes that are drawn. guidance: scale for drawing. batch: rows a step,
-    worked on in `parts`, on a CPU at once; they divide 128 as well, the pictures a step of the judge. lr: of
-    Muon.
+    worked on in `parts`, on a CPU at once; they divide 64 as well, the pictures a step of the tokenizer (the
+    judge has 128). lr: of Muon.
     """
-    if parts < 1 or batch < 1 or batch % parts or 128 % parts:
-        raise ValueError(f"batch={batch}: wanted a multiple of parts={parts}, which is to divide 128 as well")
+    if parts < 1 or batch < 1 or batch % parts or 64 % parts:
+        raise ValueError(f"batch={batch}: wanted a multiple of parts={parts}, which is to divide 64 as well")
     if exam < 1:
         raise ValueError(f"exam={exam}: wanted at least 1")
     place = find_device(device, option="device=")
