@@ -10,8 +10,8 @@ from mmdlm.model.predictor import Predictor
 
 BACKWARD = 2  # the gradient of a product is two products of its size
 
-# Dense matrix products in bfloat16 with float32 sums, as the makers' data sheets state them. What counts is the
-# first part of the device's name that is here.
+# Dense matrix products in bfloat16 with float32 sums, as the makers' data sheets state them.
+# What counts is the first part of the device's name that is here.
 _BFLOAT16 = {
     "B200": 2250e12,
     "H100 PCIe": 756e12,
