@@ -36,8 +36,9 @@ def wanted(root: Path) -> set[str]:
     files = set()
     for folder in (*PACKAGES, *PROGRAMS):
         home = f"mmdlm/programs/{folder}" if folder in PROGRAMS else folder
+        suffixes = {".py"} if folder in PROGRAMS else SUFFIXES  # a page beside the recipes stays behind
         for path in (root / folder).rglob("*"):
-            if path.is_file() and "__pycache__" not in path.parts and path.suffix in SUFFIXES:
+            if path.is_file() and "__pycache__" not in path.parts and path.suffix in suffixes:
                 files.add(f"{home}/{path.relative_to(root / folder).as_posix()}")
     return files
 
