@@ -145,7 +145,7 @@ def test_texts_learns_what_its_texts_are_like(program, tmp_path):
     file, out = tmp_path / "grammar.txt", tmp_path / "out"
     file.write_text("\n".join(Random(0).sample(every, 900)) + "\n", "utf-8")
     arguments = ("vocabulary=300", "room=12", "length=48", "steps=600", "dim=64", "depth=2", "exam=100")
-    arguments += ("held_out=0.3", "samples_every=200", "progress=false")
+    arguments += ("held_out=0.3", "samples_every=200", "whole=1", "progress=false")
     done = program(RUN, "texts", f"data={file}", f"out={out}", *arguments)
     assert done.status == 0, done.err
     figures = json.loads((out / "scores.json").read_text("utf-8"))
