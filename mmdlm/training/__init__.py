@@ -16,7 +16,8 @@ from mmdlm.training.optim import (
     Precision,
     WarmupCosine,
 )
-from mmdlm.training.parallel import DDP, FullyShard, Parallel, Ranks, join
+from mmdlm.training.parallel import DDP, FullyShard, Parallel
+from mmdlm.training.ranks import Ranks, join
 from mmdlm.training.reconstruct import Exchange, Reconstruction
 from mmdlm.training.run import Batches, Divisible, Hook, Moment, Named, Objective, Run, Validation
 from mmdlm.training.signals import Stopped

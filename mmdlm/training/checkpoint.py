@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmdlm.io.atomic import atomic_folder, atomic_write, remove_folder
-from mmdlm.training.parallel import Ranks
 from mmdlm.training.pieces import pieces, read_pieces
+from mmdlm.training.ranks import Ranks
 
 _NAME = re.compile(r"step-(\d{8,})")
 

@@ -5,9 +5,9 @@ Knows no optimizer and no rhythm.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Generic
 
 import torch
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from mmdlm.diffusion.loss import LossOutput
 from mmdlm.training.cost import Meter
 from mmdlm.training.metrics import Window
-from mmdlm.training.parallel import Parallel, Ranks
+from mmdlm.training.parallel import Parallel
+from mmdlm.training.ranks import Ranks
 from mmdlm.training.run import BatchT, Divisible, Objective, Run, generator
 
 
@@ -39,11 +40,9 @@ class Division(Generic[BatchT]):
         self._pool = None if run.threads == 1 else _pool(run.threads, self.device)
         self._meter = Meter(run.flops)
 
-    @contextmanager
-    def metered(self) -> Iterator[None]:
+    def metered(self) -> AbstractContextManager[None]:
         """Inside, the operations of forward passes are counted, if the run says how."""
-        with self._meter.reading(self.module):
-            yield
+        return self._meter.reading(self.module)
 
     def backward(self, step: int, batches: Sequence[BatchT | None]) -> tuple[Tensor, Window]:
         """Adds the gradient of sum of weight * sum / count: sums of this process's batches, counts of all.

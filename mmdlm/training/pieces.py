@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmdlm.training.parallel import Ranks
+from mmdlm.training.ranks import Ranks
 
 Groups = Mapping[str, Mapping[str, Tensor]]
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from mmdlm.training.checkpoint import Checkpoint, CheckpointError, Checkpoints, Unfinished, sha256
-from mmdlm.training.parallel import Parallel, Ranks, portable
+from mmdlm.training.parallel import Parallel
 from mmdlm.training.pieces import Groups, read_pieces, write_pieces
+from mmdlm.training.ranks import Ranks, portable
 
 Home = Callable[[str], Tensor | None]  # the tensor of that name that a saved one is for
 

@@ -32,7 +32,8 @@ from mmdlm.training.division import Division
 from mmdlm.training.ema import Average
 from mmdlm.training.finite import Watch
 from mmdlm.training.metrics import Metrics, Value, Window
-from mmdlm.training.parallel import DDP, join, show, shown
+from mmdlm.training.parallel import DDP, show, shown
+from mmdlm.training.ranks import join
 from mmdlm.training.run import Assignable, BatchT, Moment, Named, Run, Validation
 from mmdlm.training.saving import Saver
 from mmdlm.training.signals import Stopped, caught_signals

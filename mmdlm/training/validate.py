@@ -11,7 +11,7 @@ from torch import nn
 
 from mmdlm.training.metrics import Window
 from mmdlm.training.optim import Precision
-from mmdlm.training.parallel import Ranks
+from mmdlm.training.ranks import Ranks
 from mmdlm.training.run import BatchT, Objective, generator
 
 T = TypeVar("T")
